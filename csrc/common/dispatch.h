@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// From run-time values to template arguments. Each throws on a value it does not know: nothing falls through in silence.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "namespace.h"
+#include "scalar.h"
+
+namespace fastcnn {
+inline namespace FASTCNN_ISA {
+
+template <typename T> struct TypeTag { using type = T; };
+
+// Calls f(TypeTag<S>{}) with the storage type. double is computed only by the plain build (DESIGN.md: gradcheck runs our kernels, not fast ones),
+// so the vector builds do not instantiate it.
+template <typename F> FASTCNN_INLINE void dispatch_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat32: return f(TypeTag<float>{});
+    case Dtype::kFloat16: return f(TypeTag<Half>{});
+    case Dtype::kBFloat16: return f(TypeTag<BFloat16>{});
+    case Dtype::kFloat64:
+#if FASTCNN_WITH_DOUBLE
+      return f(TypeTag<double>{});
+#else
+      break;
+#endif
+  }
+  throw std::logic_error("fastcnn: this build of the kernel has no such dtype");
+}
+
+// Calls f(std::integral_constant<int, K>{}) for the K of the list that equals value; throws naming `what` on a miss.
+template <int... K, typename F> FASTCNN_INLINE void dispatch_int(const char* what, int value, F&& f) {
+  const bool hit = ((value == K ? (f(std::integral_constant<int, K>{}), true) : false) || ...);
+  if (!hit) throw std::logic_error(std::string("fastcnn: no specialisation for this ") + what);
+}
+
+template <typename F> FASTCNN_INLINE void dispatch_bool(bool value, F&& f) {
+  if (value) f(std::true_type{});
+  else f(std::false_type{});
+}
+
+}  // namespace FASTCNN_ISA
+}  // namespace fastcnn

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Elementwise activation, forward and backward, over dense memory of any rank and format.
+//
+// One pass: 1 read and 1 write an element (backward 2 and 1), so the roof is memory bandwidth; a range of kGrain elements is what a thread
+// takes at least, below it the fork costs more than the work.
+#include "activation.h"
+
+#include "../common/dispatch.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace fastcnn {
+inline namespace FASTCNN_ISA {
+namespace {
+
+constexpr int64_t kGrain = 32768;
+
+template <typename S, typename F> void run(const ActivationArgs& args, F functor) {
+  using V = VecOf<S>;
+  const S* x = static_cast<const S*>(args.x);
+  const S* grad = static_cast<const S*>(args.grad);
+  S* y = static_cast<S*>(args.y);
+  parallel_for(args.count, kGrain, [&](int64_t begin, int64_t end) {
+    int64_t i = begin;
+    if (grad == nullptr) {
+      for (; i + V::kLanes <= end; i += V::kLanes) functor(V::load(x + i)).store(y + i);
+      if (i < end) functor(V::load(x + i, int(end - i))).store(y + i, int(end - i));
+    } else {
+      for (; i + V::kLanes <= end; i += V::kLanes) (V::load(grad + i) * functor.derivative(V::load(x + i))).store(y + i);
+      if (i < end) {
+        const int n = int(end - i);
+        (V::load(grad + i, n) * functor.derivative(V::load(x + i, n))).store(y + i, n);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void activation_kernel(const ActivationArgs& args) {
+  dispatch_dtype(args.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    dispatch_activation(args.kind, [&](auto functor) { run<S>(args, functor); });
+  });
+}
+
+}  // namespace FASTCNN_ISA
+}  // namespace fastcnn

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functional API: each function checks its arguments once and calls its op ``torch.ops.fastcnn.<name>``."""
+
+from .activation import activation, hardsigmoid, relu, relu6, sigmoid, silu
+from .hardswish import hardswish
+
+__all__ = ["activation", "hardsigmoid", "hardswish", "relu", "relu6", "sigmoid", "silu"]
