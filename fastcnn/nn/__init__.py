@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drop-in modules over ``fastcnn.ops``: constructors, attributes and state_dict keys of what they replace."""
+
+from fastcnn.nn.activation import HardSwish, activation_name
+from fastcnn.nn.conv import Conv2dSame, ConvBNAct, DepthwiseConv2d, fused_conv_bn_act
+from fastcnn.nn.pooling import GlobalAvgPool2d
+from fastcnn.nn.shuffle import ChannelShuffle
+from fastcnn.nn.squeeze_excite import SqueezeExcite
+
+__all__ = [
+    "ChannelShuffle",
+    "Conv2dSame",
+    "ConvBNAct",
+    "DepthwiseConv2d",
+    "GlobalAvgPool2d",
+    "HardSwish",
+    "SqueezeExcite",
+    "activation_name",
+    "fused_conv_bn_act",
+]
