@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 NAMESPACE = "fastcnn"
-LIBRARY_FOLDER = Path(__file__).parent / "lib"
+LIBRARY_FOLDER = Path(os.environ.get("FASTCNN_LIBRARY_FOLDER") or Path(__file__).parent / "lib")
 FIX = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary fastcnn fastcnn"
 ISAS = ("plain", "avx2", "avx512")
 
