@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shapes that the benchmarks time: recorded from the models on the meta device, never invented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastcnn
+
+REPRESENTATIVE = ("mobilenet_v1_x1_0", "mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x1_0", "efficientnet_b0", "efficientnet_lite0")
+
+
+class TensorSpec(NamedTuple):
+    """A tensor argument: its shape only; dtype and memory format are the benchmark's parameters."""
+
+    shape: tuple[int, ...]
+
+
+class Call(NamedTuple):
+    """One call of ``torch.ops.fastcnn.<op>`` with every tensor replaced by its TensorSpec, and its output shape."""
+
+    op: str
+    arguments: tuple
+    output: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        x = "x".join(map(str, self.arguments[0].shape))
+        if self.op in ("conv_bn_act", "depthwise_conv2d"):
+            weight, (stride, *_rest) = self.arguments[1].shape, self.arguments[-6 if self.op == "conv_bn_act" else -4]
+            depthwise = "dw" if weight[1] == 1 and weight[0] == self.arguments[0].shape[1] else "conv"
+            residual = self.arguments[7 if self.op == "conv_bn_act" else 3] is not None
+            return f"{x} {depthwise}{weight[2]}x{weight[3]}s{stride}->{weight[0]} {self.arguments[-1]}{'+res' if residual else ''}"
+        if self.op == "channel_shuffle":
+            return f"{x} g{self.arguments[1]}"
+        if self.op == "se_scale":
+            return f"{x} r{self.arguments[1].shape[0]} {self.arguments[5]}/{self.arguments[6]}"
+        return f"{x} {self.arguments[-1]}" if isinstance(self.arguments[-1], str) else x
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "fastcnn":
+            first = result[0] if isinstance(result, tuple) else result
+            spec = tuple(TensorSpec(tuple(a.shape)) if isinstance(a, Tensor) else tuple(a) if isinstance(a, list) else a for a in args)
+            self.calls.append(Call(func.__name__.split(".")[0], spec, tuple(first.shape)))
+        return result
+
+
+@cache
+def model_calls(name: str, batch: int) -> tuple[Call, ...]:
+    """Every fastcnn op of one eval forward of the model at its own input size, in order."""
+    import fastcnn.models
+
+    size = fastcnn.models.metadata(name)["input_size"]
+    with torch.device("meta"), torch.inference_mode(), _Recorder() as recorder:
+        fastcnn.create_model(name).eval()(torch.empty(batch, *size))
+    return tuple(recorder.calls)
+
+
+def _is_depthwise(call: Call) -> bool:
+    return call.op == "conv_bn_act" and call.arguments[1].shape[1] == 1 and call.arguments[11] == call.arguments[0].shape[1]
+
+
+def _derived(call: Call) -> Iterator[Call]:
+    """The narrower ops that a user of the layer would call on the same tensors."""
+    yield call
+    if call.op != "conv_bn_act":
+        return
+    x, weight, _, bn_weight, bn_bias, mean, var, residual, stride, padding, dilation, _, eps, activation = call.arguments
+    y = TensorSpec(call.output)
+    if _is_depthwise(call):
+        yield Call("depthwise_conv2d", (x, weight, None, None, stride, padding, dilation, "identity"), call.output)
+    if mean is not None:
+        yield Call("batch_norm_act", (y, mean, var, bn_weight, bn_bias, residual, eps, activation), call.output)
+    if activation == "hardswish":
+        yield Call("hardswish", (y,), call.output)
+    elif activation != "identity":
+        yield Call("activation", (y, activation), call.output)
+
+
+def op_calls(op: str, models: Sequence[str], batches: Sequence[int]) -> list[Call]:
+    """The distinct calls of ``op`` in the models, in the order in which they first appear."""
+    found = {}
+    for batch in batches:
+        for model in models:
+            for call in model_calls(model, batch):
+                for each in _derived(call):
+                    if each.op == op:
+                        found.setdefault(each)
+    return list(found)
