@@ -158,7 +158,8 @@ def bench_model(
     import fastcnn.models
 
     metadata = fastcnn.models.metadata(name)
-    reference = calibrate(reference_model(metadata["reference"]), metadata["input_size"])
+    reference = reference_model(metadata["reference"], **metadata.get("reference_kwargs", {}))
+    calibrate(reference, metadata["input_size"])
     ours = fastcnn.create_model(name)
     ours.load_state_dict(reference.state_dict(), strict=True)
     generator = torch.Generator().manual_seed(1)

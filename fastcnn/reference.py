@@ -4,6 +4,7 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,10 @@ def pip_command(*requirements: str, no_deps: bool = False) -> str:
     return shlex.join([sys.executable or "python3", "-m", "pip", "install", *options, *requirements])
 
 
-def reference_model(reference: str) -> nn.Module:
+def reference_model(reference: str, **kwargs: Any) -> nn.Module:
     """The model that ``reference``, "package:name" as in metadata.json, names: random weights, eval mode, no download.
+
+    ``kwargs`` are its constructor's, ``reference_kwargs`` of the metadata.
 
     Raises: MissingReference with the pip command; ValueError for a string of another form.
     """
@@ -39,14 +42,14 @@ def reference_model(reference: str) -> nn.Module:
         if package == "torchvision":
             from torchvision.models import get_model
 
-            return get_model(name, weights=None).eval()
+            return get_model(name, weights=None, **kwargs).eval()
         if package == "timm":
             from timm import create_model
 
-            return create_model(name, pretrained=False).eval()
+            return create_model(name, pretrained=False, **kwargs).eval()
         from pytorchcv.model_provider import get_model as get_pytorchcv_model
 
-        return get_pytorchcv_model(name, pretrained=False).eval()
+        return get_pytorchcv_model(name, pretrained=False, **kwargs).eval()
     except ImportError as error:
         raise MissingReference(f"the reference {reference} is not here ({error}): {pip_command(package)}") from error
 

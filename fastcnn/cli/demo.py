@@ -66,7 +66,7 @@ def compare(name: str, pictures: list[tuple[Path, int]]) -> tuple[dict[str, Any]
     config = model_metadata(name)
     ours = load_model(name, None)
     try:
-        reference = reference_model(config["reference"])
+        reference = reference_model(config["reference"], **config.get("reference_kwargs", {}))
     except MissingReference as error:
         raise CommandError(str(error)) from error
     reference.load_state_dict(ours.state_dict(), strict=True)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as a whole: exit codes, streams, and no traceback for a person's mistake."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastcnn import cli
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "fastcnn", *arguments], capture_output=True, text=True, **options)
+
+
+def test_help_names_every_subcommand(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out for name in ("info", "list", "classify", "bench", "demo"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["train"], ["classify"], ["bench"], ["bench", "mobilenet_v2", "--batch", "0"], ["list", "--nonsense"]],
+    ids=" ".join,
+)
+def test_usage_mistakes_exit_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("usage: fastcnn")
+
+
+def test_interruption_and_failure_end_without_a_traceback(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.info, "run", interrupt)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "fastcnn info: interrupted\n"
+
+
+def test_python_m_and_a_closed_pipe():
+    version = run("--version")
+    assert version.returncode == 0 and version.stdout.startswith("fastcnn ")
+    reader, writer = os.pipe()
+    os.close(reader)  # nobody reads: what `| head` does once it has enough
+    closed = subprocess.run([sys.executable, "-m", "fastcnn", "list"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert closed.returncode == 1 and "Traceback" not in closed.stderr and "BrokenPipe" not in closed.stderr
