@@ -30,7 +30,7 @@ def register(name: str, reference: Callable, fake: Callable, flops: Callable | N
     LIB.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(op, fake, lib=LIB)
     if flops is not None:
-        register_flop_formula(op)(flops)
+        register_flop_formula(op.overloadpacket)(flops)
     REFERENCES[op] = reference
     return op
 
@@ -55,6 +55,7 @@ def register_autograd(op: torch._ops.OpOverload, backward: Callable, differentia
         ctx.dropped_like = [(i, inputs[i].shape, inputs[i].dtype, inputs[i].device) for i in dropped if inputs[i] is not None]
         results = output if isinstance(output, tuple) else (output,)
         ctx.save_for_backward(*(inputs[i] for i in ctx.slots), *(results[i] for i in outputs))
+        ctx.mark_non_differentiable(*results[1:])  # saved statistics: only the first output has a gradient
         ctx.set_materialize_grads(False)
 
     def run(ctx: Any, *grads: Tensor | None) -> tuple:
