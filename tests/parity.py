@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parity rule: how a net of ours is held against the package it is modelled on.
+
+Two implementations never agree to the bit, and deep random nets amplify rounding. So logits are compared in fp32 with
+the reference in fp64, within what the reference itself loses in fp32; gradients and running statistics in fp64.
+"""
+
+import contextlib
+import importlib
+import io
+import pickle
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn.models.registry import create_model, metadata
+from fastcnn.models.weights import map_by_position
+
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+FP32_FLOOR, FP32_FACTOR = 1e-5, 5.0
+FP64_RELATIVE = 1e-9
+
+
+def build_reference(reference: str, **kwargs) -> nn.Module:
+    """The net behind "torchvision:...", "timm:..." or "pytorchcv:...", random weights."""
+    package, name = reference.split(":")
+    if package == "torchvision":
+        return importlib.import_module("torchvision.models").get_model(name, weights=None, **kwargs)
+    if package == "timm":
+        return importlib.import_module("timm").create_model(name, pretrained=False, **kwargs)
+    net = importlib.import_module("pytorchcv.model_provider").get_model(name, **kwargs)
+    net.features.final_pool = nn.AdaptiveAvgPool2d(1)  # 7x7 there: equal at 224, and ours serves the other sizes too
+    return net
+
+
+def randomise(net: nn.Module, x: Tensor) -> None:
+    """Random BN and head; running statistics calibrated on ``x``, then moved: no eps or folding mistake can hide."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in norms:
+        nn.init.uniform_(module.weight, 0.5, 1.5)
+        nn.init.normal_(module.bias, 0.0, 0.2)
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
+            nn.init.normal_(module.bias, 0.0, 0.5)
+    net.eval()
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.train().momentum = None  # the mean of all batches: of this one
+        module.reset_running_stats()
+    with torch.no_grad():
+        net(x)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.eval().momentum = momentum
+        module.running_mean += 0.1 * module.running_var.sqrt() * torch.randn_like(module.running_var)
+        module.running_var *= torch.empty_like(module.running_var).uniform_(0.7, 1.4)
+
+
+def build_pair(
+    name: str, reference: str | None = None, size: tuple[int, int] = (65, 97)
+) -> tuple[nn.Module, nn.Module]:
+    """Our net ``name`` with the reference's weights, and the reference, both in eval mode without dropout."""
+    torch.manual_seed(0)
+    facts = metadata(name)
+    kwargs = {} if reference else facts.get("reference_kwargs", {})
+    theirs = build_reference(reference or facts["reference"], **kwargs)
+    randomise(theirs, torch.randn(4, 3, *size))
+    ours = create_model(name, weights=theirs.state_dict()).eval()
+    for module in (*ours.modules(), *theirs.modules()):
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
+            module.p = 0.0
+        if hasattr(module, "has_residual") and hasattr(module, "drop"):
+            module.drop = 0.0
+    return ours, theirs
+
+
+def largest(x: Tensor) -> float:
+    return x.detach().abs().max().item() if x.numel() else 0.0
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For the references: torch runs an fp64 depthwise convolution as one tiny GEMM a channel, each behind a barrier."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def eval_errors(ours: nn.Module, theirs: nn.Module, x: Tensor) -> dict[str, float]:
+    """Largest errors of the fp32 logits against the reference in fp64, over its largest; "allowed" by the rule."""
+    with torch.inference_mode():
+        with one_thread():
+            exact = deepcopy(theirs).double()(x.double())
+        scale = largest(exact)
+        found = {}
+        for key, memory_format in FORMATS.items():
+            their_net = deepcopy(theirs).to(memory_format=memory_format)
+            our_net = deepcopy(ours).to(memory_format=memory_format)
+            pixels = x.to(memory_format=memory_format)
+            found[f"theirs {key}"] = largest(their_net(pixels).double() - exact) / scale
+            found[key] = largest(our_net(pixels).double() - exact) / scale
+    found["allowed"] = max(FP32_FLOOR, FP32_FACTOR * max(found[f"theirs {key}"] for key in FORMATS))
+    return found
+
+
+def assert_eval_parity(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
+    """Logits in fp32, contiguous and channels_last."""
+    errors = eval_errors(ours, theirs, x)
+    for key in FORMATS:
+        assert errors[key] <= errors["allowed"], f"logits, {key}, {list(x.shape)}: {errors}"  # False for NaN
+
+
+def train_errors(ours: nn.Module, theirs: nn.Module, x: Tensor, memory_format: torch.memory_format) -> dict[str, float]:
+    """One training step's forward and backward in fp64 on both sides: errors over what the rule allows, by tensor."""
+    results = []
+    for net, threads in ((ours, contextlib.nullcontext()), (theirs, one_thread())):
+        net = deepcopy(net).double().to(memory_format=memory_format).train()
+        pixels = x.double().contiguous(memory_format=memory_format).requires_grad_()
+        with threads:
+            logits = net(pixels)
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            (logits * weights).sum().backward()
+        gradients = {key: parameter.grad for key, parameter in net.named_parameters()} | {"input.x": pixels.grad}
+        results.append(({"output": logits.detach()}, gradients, dict(net.named_buffers())))
+    errors = {}
+    for kind, our_part, their_part in zip(("", "gradient of ", ""), *results, strict=True):
+        if our_part.keys() != their_part.keys():
+            their_part = _by_position(their_part, our_part)
+        floor = 1e-6 * max(largest(tensor) for tensor in their_part.values())
+        for key, wanted in their_part.items():
+            allowed = FP64_RELATIVE * max(largest(wanted), floor)
+            errors[kind + key] = largest(our_part[key] - wanted) / allowed if allowed else largest(our_part[key])
+    return errors
+
+
+def _by_position(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    counts = {key: tensor for key, tensor in theirs.items() if key.endswith("num_batches_tracked")}
+    named = dict(zip((key for key in ours if key.endswith("num_batches_tracked")), counts.values(), strict=True))
+    return map_by_position(theirs, ours) | named
+
+
+def assert_train_parity(ours: nn.Module, theirs: nn.Module, x: Tensor, memory_format: torch.memory_format) -> None:
+    """Training-mode forward, running statistics, the gradients of all parameters and of the input."""
+    errors = train_errors(ours, theirs, x, memory_format)
+    wrong = {key: f"{error:.3g} times the allowed" for key, error in errors.items() if not error <= 1.0}
+    assert not wrong, f"{len(wrong)} of {len(errors)} differ: {dict(list(wrong.items())[:10])}"
+
+
+def assert_same_module(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
+    """A drop-in computes what the torch module does, in fp64: forward, gradients, buffers, both formats, both modes."""
+    assert not dict(ours.named_parameters()) or ours.state_dict().keys() == theirs.state_dict().keys()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    for memory_format in FORMATS.values():
+        assert_train_parity(ours, theirs, x, memory_format)
+        pixels = x.double().contiguous(memory_format=memory_format)
+        got, wanted = deepcopy(ours).double().eval()(pixels), deepcopy(theirs).double().eval()(pixels)
+        assert largest(got - wanted) <= FP64_RELATIVE * largest(wanted)
+        assert got.stride() == wanted.stride() or 1 in got.shape[1:], f"strides {got.stride()}, {wanted.stride()}"
+
+
+def assert_survives_copies(module: nn.Module, x: Tensor) -> None:
+    """deepcopy, pickle and torch.save keep the module and what it computes."""
+    module.eval()
+    wanted = module(x)
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for twin in (deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(buffer, weights_only=False)):
+        assert repr(twin) == repr(module)
+        assert torch.equal(twin(x), wanted)
