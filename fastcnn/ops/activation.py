@@ -10,7 +10,13 @@ from torch import Tensor
 from . import _checks
 from ._register import no_double_backward, register, register_autograd
 
-_TORCH = {"identity": torch.clone, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "silu": F.silu,
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    # aten's hardsigmoid has no second derivative; this spelling has, and serves where a graph is recorded
+    return F.relu6(x + 3) / 6 if x.requires_grad and torch.is_grad_enabled() else F.hardsigmoid(x)
+
+
+_TORCH = {"identity": torch.clone, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "hardsigmoid": _hardsigmoid, "silu": F.silu,
           "sigmoid": torch.sigmoid}
 
 _TORCH_BACKWARD = {
