@@ -15,13 +15,19 @@ from torch import Tensor
 UNIT = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 ACCUMULATE = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-23, torch.bfloat16: 2.0**-23}
 DTYPES = tuple(UNIT)
-SUM_FACTOR = 4.0     # a sum of K rounded products errs by about sqrt(K) units of its magnitude; torch on the cases below: 0.54
-RIVAL_FACTOR = 5.0   # an error is also right when torch's own, same dtype and same input, is at least a fifth of it (DESIGN.md 6)
+SUM_FACTOR = (
+    4.0  # a sum of K rounded products errs by about sqrt(K) units of its magnitude; torch on the cases below: 0.54
+)
+RIVAL_FACTOR = (
+    5.0  # an error is also right when torch's own, same dtype and same input, is at least a fifth of it (DESIGN.md 6)
+)
 
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def allowed_error(exact: Tensor, dtype: torch.dtype, reduction: int = 1, magnitude: Tensor | float | None = None) -> Tensor:
+def allowed_error(
+    exact: Tensor, dtype: torch.dtype, reduction: int = 1, magnitude: Tensor | float | None = None
+) -> Tensor:
     """Elementwise: one rounding at the store, plus what a sum of ``reduction`` products of total ``magnitude`` loses.
 
     ``magnitude`` is the same sum over absolute values where the caller has it, else the largest ``|exact|``.
@@ -33,8 +39,15 @@ def allowed_error(exact: Tensor, dtype: torch.dtype, reduction: int = 1, magnitu
     return rounding + SUM_FACTOR * math.sqrt(max(reduction, 1)) * ACCUMULATE[dtype] * magnitude
 
 
-def assert_close_fp64(got: Tensor, exact: Tensor, *, reduction: int = 1, magnitude: Tensor | float | None = None,
-                      rival: Tensor | None = None, label: str = "result") -> None:
+def assert_close_fp64(
+    got: Tensor,
+    exact: Tensor,
+    *,
+    reduction: int = 1,
+    magnitude: Tensor | float | None = None,
+    rival: Tensor | None = None,
+    label: str = "result",
+) -> None:
     """``got`` against the same thing computed in fp64, element by element.
 
     Args:
@@ -56,7 +69,9 @@ def assert_close_fp64(got: Tensor, exact: Tensor, *, reduction: int = 1, magnitu
     value = got.double()
     largest = torch.finfo(got.dtype).max
     near_overflow = exact.isfinite() & (exact.abs() + allowed >= largest)
-    same_kind = torch.where(rounded.isnan(), value.isnan(), torch.where(rounded.isinf(), value == rounded, value.isfinite()))
+    same_kind = torch.where(
+        rounded.isnan(), value.isnan(), torch.where(rounded.isinf(), value == rounded, value.isfinite())
+    )
     good = same_kind & (~rounded.isfinite() | ((value - exact).abs() <= allowed))
     good |= near_overflow & ((value == rounded) | ((value.sign() == exact.sign()) & (value.abs() + allowed >= largest)))
     if bool(good.all()):
@@ -65,9 +80,11 @@ def assert_close_fp64(got: Tensor, exact: Tensor, *, reduction: int = 1, magnitu
     where = tuple(bad[0].tolist())
     error = (value - exact).abs()
     worst = (error / allowed).nan_to_num(math.inf).max().item()
-    raise AssertionError(f"{label} ({got.dtype}): {len(bad)} of {got.numel()} elements differ, worst {worst:.3g} times the allowed; first at "
-                         f"{list(where)}: got {value[where].item():.9g}, wanted {exact[where].item():.9g} "
-                         f"(error {error[where].item():.3g}, allowed {allowed.expand_as(exact)[where].item():.3g})")
+    raise AssertionError(
+        f"{label} ({got.dtype}): {len(bad)} of {got.numel()} elements differ, worst {worst:.3g} times the allowed; first at "
+        f"{list(where)}: got {value[where].item():.9g}, wanted {exact[where].item():.9g} "
+        f"(error {error[where].item():.3g}, allowed {allowed.expand_as(exact)[where].item():.3g})"
+    )
 
 
 def assert_format(y: Tensor, like: Tensor, label: str = "result") -> None:
@@ -92,8 +109,14 @@ class Case(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def x(self, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        return torch.randn(self.N, self.C, self.H, self.W, dtype=torch.float64).to(dtype).contiguous(memory_format=memory_format)
+    def x(
+        self, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> Tensor:
+        return (
+            torch.randn(self.N, self.C, self.H, self.W, dtype=torch.float64)
+            .to(dtype)
+            .contiguous(memory_format=memory_format)
+        )
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(self.out, self.C // self.groups, *self.kernel, dtype=torch.float64).to(dtype)
@@ -103,11 +126,22 @@ class Case(NamedTuple):
         return self.C // self.groups * self.kernel[0] * self.kernel[1]
 
 
-def _depthwise(name: str, C: int, H: int, W: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1),
-               padding: tuple[int, int, int, int] | str | None = None, dilation: tuple[int, int] = (1, 1), multiplier: int = 1,
-               N: int = 2) -> Case:
+def _depthwise(
+    name: str,
+    C: int,
+    H: int,
+    W: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] | str | None = None,
+    dilation: tuple[int, int] = (1, 1),
+    multiplier: int = 1,
+    N: int = 2,
+) -> Case:
     h, w = ((kernel[i] - 1) // 2 * dilation[i] for i in (0, 1))
-    return Case(name, N, C, H, W, C * multiplier, kernel, stride, (w, w, h, h) if padding is None else padding, dilation, C)
+    return Case(
+        name, N, C, H, W, C * multiplier, kernel, stride, (w, w, h, h) if padding is None else padding, dilation, C
+    )
 
 
 # Channel tails around every vector width, awkward kernels and paddings (after the kinds of shapes in oneDNN's depthwise regression list).
@@ -165,7 +199,7 @@ class Guarded:
         order = sorted(range(x.dim()), key=lambda d: (x.stride(d), x.size(d)), reverse=True)
         dense = x.permute(order).contiguous()
         self.buffer = x.new_full((dense.numel() + 2 * self.MARGIN,), math.nan)
-        inside = self.buffer[self.MARGIN:self.MARGIN + dense.numel()].view(dense.shape)
+        inside = self.buffer[self.MARGIN : self.MARGIN + dense.numel()].view(dense.shape)
         inside.copy_(dense)
         self.x = inside.permute(sorted(range(x.dim()), key=order.__getitem__))
         self.before = self.buffer.view(torch.uint8).clone()
@@ -176,7 +210,10 @@ class Guarded:
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Every tensor that is allocated without a value, in C++ too, starts as NaN: an output element that is never written shows."""
+    """Tensors that torch allocates without a value start as NaN, so that an element that is never written shows.
+
+    The compiled entries allocate below torch's own functions; tests/cross/test_opcheck.py reaches them through MALLOC_PERTURB_.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
