@@ -27,9 +27,9 @@ def pip_command(*requirements: str, no_deps: bool = False) -> str:
 
 
 def reference_model(reference: str, **kwargs: Any) -> nn.Module:
-    """The model that ``reference``, "package:name" as in metadata.json, names: random weights, eval mode, no download.
+    """The model that ``reference`` names, "package:name" as in metadata.json, in eval mode; nothing is downloaded.
 
-    ``kwargs`` are its constructor's, ``reference_kwargs`` of the metadata.
+    Its random weights are those of seed 0. ``kwargs`` are its constructor's, ``reference_kwargs`` of the metadata.
 
     Raises: MissingReference with the pip command; ValueError for a string of another form.
     """
@@ -39,19 +39,25 @@ def reference_model(reference: str, **kwargs: Any) -> nn.Module:
             f"reference must be 'package:name' with package one of {', '.join(PACKAGES)}, got {reference!r}"
         )
     try:
-        if package == "torchvision":
-            from torchvision.models import get_model
-
-            return get_model(name, weights=None, **kwargs).eval()
-        if package == "timm":
-            from timm import create_model
-
-            return create_model(name, pretrained=False, **kwargs).eval()
-        from pytorchcv.model_provider import get_model as get_pytorchcv_model
-
-        return get_pytorchcv_model(name, pretrained=False, **kwargs).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _build(package, name, kwargs).eval()
     except ImportError as error:
         raise MissingReference(f"the reference {reference} is not here ({error}): {pip_command(package)}") from error
+
+
+def _build(package: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
+    if package == "torchvision":
+        from torchvision.models import get_model
+
+        return get_model(name, weights=None, **kwargs)
+    if package == "timm":
+        from timm import create_model
+
+        return create_model(name, pretrained=False, **kwargs)
+    from pytorchcv.model_provider import get_model as get_pytorchcv_model
+
+    return get_pytorchcv_model(name, pretrained=False, **kwargs)
 
 
 @torch.no_grad()

@@ -159,8 +159,8 @@ def bad_files(folder):
     os.mkfifo(folder / "pipe.jpg")
     return {
         "cut.png": "damaged or unreadable", "cut.jpg": "damaged or unreadable", "empty.jpg": "the file is empty",
-        "text.jpg": "not a picture", "script.eps": "not a picture", "bomb.png": "too large, the limit is 178956970 pixels",
-        "pipe.jpg": "not a regular file", "absent.jpg": "no such file",
+        "text.jpg": "not a picture", "script.eps": "not a picture", "pipe.jpg": "not a regular file",
+        "bomb.png": "too large, the limit is 178956970 pixels", "absent.jpg": "no such file",
     }  # fmt: skip
 
 

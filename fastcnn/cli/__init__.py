@@ -47,9 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"fastcnn {args.command}: {error}", file=sys.stderr)
         return error.exit_code
-    except (
-        BrokenPipeError
-    ):  # `fastcnn list | head`: the reader has what it wanted; keep the interpreter from flushing once more
+    except ModuleNotFoundError as error:
+        if error.name not in ("PIL", "rich"):
+            raise
+        package = "pillow" if error.name == "PIL" else error.name
+        print(f"fastcnn {args.command}: needs {package}: {sys.executable} -m pip install {package}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # `fastcnn list | head`: the reader has what it wanted; keep the interpreter from flushing once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -2,6 +2,8 @@
 """``fastcnn classify``: the most probable ImageNet classes of pictures."""
 
 import argparse
+import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -58,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     elif pictures:
         _print_pictures(pictures)
         warn(
-            f"{len(pictures)} pictures, {args.model}: {summary['model_ms_per_picture']:.2f} ms each (batch {args.batch},"
-            f" {threads} threads), {summary['loading_ms_per_picture']:.2f} ms each to load and preprocess"
+            f"{_count(pictures)}, {args.model}: {summary['model_ms_per_picture']:.2f} ms each (batch {args.batch}, "
+            f"{threads} threads), {summary['loading_ms_per_picture']:.2f} ms each to load and preprocess"
         )
     if errors and not args.json:
         warn(f"{len(errors)} of {len(pictures) + len(errors)} failed")
@@ -76,7 +78,7 @@ def collect(paths: Iterable[str]) -> tuple[list[Path], list[dict[str, str]]]:
         try:
             files += find_images(path)
         except PictureError as error:
-            _report(errors, path, error)
+            _report(errors, path, str(error))
     return files, errors
 
 
@@ -89,7 +91,7 @@ def classify(
     """
     import torch
 
-    from fastcnn.data import PictureError, class_name, load_image, preprocess
+    from fastcnn.data import PictureError, class_name, load_image, preprocess, printable
 
     seconds = {"model": 0.0, "loading": 0.0}
     results: list[dict[str, Any]] = []
@@ -98,7 +100,7 @@ def classify(
     @torch.inference_mode()
     def flush() -> None:
         x = torch.stack([tensor for _, tensor in inputs]).contiguous(memory_format=torch.channels_last)
-        if not results:
+        if not seconds["model"]:
             model(x)  # the first call packs weights and starts threads; it is not the latency that a user sees
         start = time.perf_counter()
         logits = model(x).float()
@@ -107,13 +109,9 @@ def classify(
             raise UsageError(f"--topk must be at most {logits.shape[1]}, the model's classes, got {topk}")
         values, classes = logits.softmax(1).topk(topk)
         for (path, _), p, c in zip(inputs, values.tolist(), classes.tolist(), strict=True):
-            if not all(map(_finite, p)):
-                _report(
-                    errors,
-                    path,
-                    PictureError("the model's output is not finite; are these the right weights?"),
-                    prefix=True,
-                )
+            if not all(map(math.isfinite, p)):
+                line = f"{printable(path)}: the model's output is not finite; are these the right weights?"
+                _report(errors, path, line)
                 continue
             top = [
                 {"class": index, "name": class_name(index), "probability": value}
@@ -127,9 +125,9 @@ def classify(
         try:
             inputs.append((path, preprocess(load_image(path), config)))
         except PictureError as error:
-            _report(errors, path, error)
+            _report(errors, path, str(error))
         except ValueError as error:
-            _report(errors, path, error, prefix=True)
+            _report(errors, path, f"{printable(path)}: {error}")
         seconds["loading"] += time.perf_counter() - start
         if len(inputs) == batch:
             flush()
@@ -138,36 +136,38 @@ def classify(
     return results, seconds
 
 
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
+def _count(pictures: Sequence[Any]) -> str:
+    return f"{len(pictures)} picture{'' if len(pictures) == 1 else 's'}"
 
 
-def _report(errors: list[dict[str, str]], path: str | Path, error: Exception, prefix: bool = False) -> None:
-    from fastcnn.data import printable
-
-    line = f"{printable(path)}: {error}" if prefix else str(error)
+def _report(errors: list[dict[str, str]], path: str | Path, line: str) -> None:
     errors.append({"path": str(path), "error": line})
     warn(line)
 
 
 def _progress(files: Sequence[Path]) -> Iterator[Path]:
     """``files``, with a progress bar on stderr when there are many and a person looks."""
+    if len(files) < 8 or not sys.stderr.isatty():
+        yield from files
+        return
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
-    if len(files) < 8 or not console.is_terminal:
-        yield from files
-    else:
-        yield from track(files, description="Classifying", console=console, transient=True)
+    yield from track(files, description="Classifying", console=Console(stderr=True), transient=True)
 
 
 def _print_pictures(pictures: list[dict[str, Any]]) -> None:
     from fastcnn.data import printable
 
+    everywhere = not sys.stdout.isatty()  # a program that reads lines wants the file on each; a person, once
     rows = [
-        (printable(picture["path"]), top["class"], top["name"], f"{top['probability']:.4f}")
+        (
+            printable(picture["path"]) if everywhere or rank == 0 else "",
+            top["class"],
+            top["name"],
+            f"{top['probability']:.4f}",
+        )
         for picture in pictures
-        for top in picture["top"]
+        for rank, top in enumerate(picture["top"])
     ]
     print_table("Top classes", ("picture", "class", "name", "probability"), rows, right=("class", "probability"))

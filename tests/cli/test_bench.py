@@ -94,7 +94,7 @@ def test_bench_reports_medians_and_both_ratios(capsys, no_timing, arguments):
     pytest.importorskip("torchvision")
     assert main(["bench", MODEL, "--threads", str(torch.get_num_threads()), "--rounds", "3", "--json", *arguments]) == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
-    assert result["model"] == MODEL and result["rounds"] == 3 and 0 <= result["error"] < 0.1
+    assert result["model"] == MODEL and result["rounds"] == 3 and 0 < result["error"] < 0.2
     assert result["milliseconds"] == {"eager NCHW": 4.0, "eager channels_last": 3.0, "fastcnn": 2.0}
     assert result["speedup"] == {"eager NCHW": 2.0, "eager channels_last": 1.5}
 

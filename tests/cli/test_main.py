@@ -44,6 +44,14 @@ def test_interruption_and_failure_end_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "fastcnn info: interrupted\n"
 
 
+def test_a_missing_package_is_named_with_its_command(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "fastcnn.data", raising=False)
+    monkeypatch.setattr(cli.classify, "load_model", lambda name, weights: None)
+    assert cli.main(["classify", "--model", "mobilenet_v2", "cat.jpg"]) == 1
+    assert capsys.readouterr().err == f"fastcnn classify: needs pillow: {sys.executable} -m pip install pillow\n"
+
+
 def test_python_m_and_a_closed_pipe():
     version = run("--version")
     assert version.returncode == 0 and version.stdout.startswith("fastcnn ")
