@@ -16,7 +16,7 @@ template <typename T> struct TypeTag { using type = T; };
 
 // Calls f(TypeTag<S>{}) with the storage type. double is computed only by the plain build (DESIGN.md: gradcheck runs our kernels, not fast ones),
 // so the vector builds do not instantiate it.
-template <typename F> FASTCNN_INLINE void dispatch_dtype(Dtype dtype, F&& f) {
+template <typename F> FASTCNN_HOST_INLINE void dispatch_dtype(Dtype dtype, F&& f) {
   switch (dtype) {
     case Dtype::kFloat32: return f(TypeTag<float>{});
     case Dtype::kFloat16: return f(TypeTag<Half>{});
@@ -32,12 +32,12 @@ template <typename F> FASTCNN_INLINE void dispatch_dtype(Dtype dtype, F&& f) {
 }
 
 // Calls f(std::integral_constant<int, K>{}) for the K of the list that equals value; throws naming `what` on a miss.
-template <int... K, typename F> FASTCNN_INLINE void dispatch_int(const char* what, int value, F&& f) {
+template <int... K, typename F> FASTCNN_HOST_INLINE void dispatch_int(const char* what, int value, F&& f) {
   const bool hit = ((value == K ? (f(std::integral_constant<int, K>{}), true) : false) || ...);
   if (!hit) throw std::logic_error(std::string("fastcnn: no specialisation for this ") + what);
 }
 
-template <typename F> FASTCNN_INLINE void dispatch_bool(bool value, F&& f) {
+template <typename F> FASTCNN_HOST_INLINE void dispatch_bool(bool value, F&& f) {
   if (value) f(std::true_type{});
   else f(std::false_type{});
 }

@@ -72,7 +72,7 @@ struct Silu {  // x * sigmoid(x), arXiv:1710.05941
 };
 
 // Calls f(Functor{}) for the activation; every enumerator is named, so the compiler reports a forgotten one.
-template <typename F> FASTCNN_INLINE void dispatch_activation(Activation kind, F&& f) {
+template <typename F> FASTCNN_HOST_INLINE void dispatch_activation(Activation kind, F&& f) {
   switch (kind) {
     case Activation::kIdentity: return f(Identity{});
     case Activation::kRelu: return f(Relu{});
