@@ -31,15 +31,21 @@ def check_input(op: str, name: str, x: Tensor, ndim: int | None = None) -> None:
         raise ValueError(f"{op}: {name} must have {ndim} dimensions{' [N, C, H, W]' if ndim == 4 else ''}, got {shape_text(x)}")
 
 
+def autocast_active(x: Tensor) -> bool:
+    """Whether autocast will choose the dtypes of this call (meta and other devices have no autocast)."""
+    kind = x.device.type
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+
+
 def check_like(op: str, name: str, tensor: Tensor | None, x: Tensor, shape: Sequence[int] | None = None, wanted: str = "",
-               float32_allowed: bool = False) -> None:
+               float32_allowed: bool = False, any_dtype: bool = False) -> None:
     """An optional companion of x: its device, its dtype (or float32 beside a half type when allowed) and, when given, exactly ``shape``."""
     if tensor is None:
         return
     check_input(op, name, tensor)
     if tensor.device != x.device:
         raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {tensor.device}")
-    if tensor.dtype != x.dtype and not (float32_allowed and tensor.dtype is torch.float32 and x.dtype is not torch.float64):
+    if tensor.dtype != x.dtype and not any_dtype and not (float32_allowed and tensor.dtype is torch.float32 and x.dtype is not torch.float64):
         dtype, got = (str(t.dtype).removeprefix("torch.") for t in (x, tensor))
         raise TypeError(f"{op}: {name} must have the dtype of x, {dtype}{' or float32' if float32_allowed else ''}, got {got}")
     if shape is not None and tuple(tensor.shape) != tuple(shape):

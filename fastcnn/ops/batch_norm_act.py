@@ -183,7 +183,7 @@ def batch_norm_act(x: Tensor, running_mean: Tensor | None, running_var: Tensor |
     >>> fastcnn.ops.batch_norm_act(x, torch.tensor([1., 2.]), torch.tensor([4., 9.]), eps=0., activation="relu").tolist()
     [[[[0.0, 1.0]], [[0.0, 1.0]]]]
     """
-    if residual is not None and residual.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+    if residual is not None and residual.dtype != x.dtype and _checks.autocast_active(x):
         residual = residual.to(x.dtype)
     _check(x, running_mean, running_var, weight, bias, residual, training, momentum, eps, activation)
     shape = x.shape

@@ -223,13 +223,13 @@ def _check(x: Tensor, weight: Tensor, bn_weight: Tensor | None, bn_bias: Tensor 
                          f"got {_checks.shape_text(weight)}")
     height, width = _checks.check_window(_OP, x, weight, stride, padding, dilation)
     shape = (x.shape[0], out_channels, height, width)
-    like = x if not torch.is_autocast_enabled(x.device.type) else None
-    _checks.check_like(_OP, "weight", weight, x if like is not None else weight)
+    lowered = _checks.autocast_active(x)  # then the op casts x, weight and residual itself
+    _checks.check_like(_OP, "weight", weight, x, any_dtype=lowered)
     for name, tensor in (("bn_weight", bn_weight), ("bn_bias", bn_bias), ("running_mean", running_mean), ("running_var", running_var),
                          ("bias", bias)):
-        _checks.check_like(_OP, name, tensor, like if like is not None else tensor, (out_channels,), f"[{out_channels}], one value per output channel",
-                           float32_allowed=True)
-    _checks.check_like(_OP, "residual", residual, like if like is not None else residual, shape, f"{list(shape)}, the shape of the output")
+        _checks.check_like(_OP, name, tensor, x, (out_channels,), f"[{out_channels}], one value per output channel", float32_allowed=True,
+                           any_dtype=lowered)
+    _checks.check_like(_OP, "residual", residual, x, shape, f"{list(shape)}, the shape of the output", any_dtype=lowered)
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{_OP}: running_mean and running_var must be given together, got only {'running_var' if running_mean is None else 'running_mean'}")
     if not training and running_mean is None and (bn_weight is not None or bn_bias is not None):
