@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LARGE_US = 30.0  # from here on our op must not be slower (NOISE); below it may take EXTRA_US more
 NOISE = 1.02
 EXTRA_US = 12.0
-ROUNDS = 15
-SLICE = 0.002  # seconds of calls that make one sample
+ROUNDS = 11
+SLICE = 0.001  # seconds of calls that make one sample
 
 
 class Row(NamedTuple):
