@@ -105,19 +105,19 @@ def plan_cuda(torch: tuple[Path | None, str, str | None]) -> SimpleNamespace:
 
 @functools.cache
 def plan_build() -> SimpleNamespace:
-    """.torch and .cuda as above; .reason says why there will be no compiled library, with the command that changes it."""
+    """.torch and .cuda as above; .reason says why there will be no compiled library, .needs what has to be done first to get one."""
     torch = find_torch()
     compiler = next(filter(None, map(shutil.which, [os.environ["CXX"].split()[-1]] if "CXX" in os.environ else ["c++", "g++", "clang++"])), None)
-    reason = None
+    reason = needs = None
     if sys.platform != "linux":
         reason = f"the compiled libraries are for Linux, this is {sys.platform}"
     elif compiler is None:
-        reason = "no C++ compiler was found (install g++, or set CXX)"
+        reason, needs = "no C++ compiler was found", "install g++ (or set CXX)"
     elif torch[0] is None:
-        reason = f"{torch[1]} (pip install 'torch>=2.10' first, or set FASTCNN_TORCH)"
+        reason, needs = torch[1], "pip install 'torch>=2.10' (or set FASTCNN_TORCH)"
     elif not (find_tool("cmake", CMAKE_NEEDED) and find_tool("ninja")):
-        reason = "cmake >= 3.22 and ninja were not found (pip install cmake ninja)"
-    return SimpleNamespace(torch=torch, compiler=compiler, cuda=plan_cuda(torch), reason=reason)
+        reason, needs = "cmake >= 3.22 and ninja were not found", "pip install cmake ninja"
+    return SimpleNamespace(torch=torch, compiler=compiler, cuda=plan_cuda(torch), reason=reason, needs=needs)
 
 
 def _memory_gb() -> float:

@@ -43,9 +43,9 @@ class BuildLibraries(setuptools.Command):
         if plan.cuda.error:
             raise SystemExit(f"fastcnn: {plan.cuda.error}")
         target.mkdir(parents=True, exist_ok=True)
-        info = {"cpu": {"not_built": plan.reason}, "cuda": {"not_built": plan.reason or plan.cuda.reason}}
+        info = {"cpu": {"not_built": plan.reason, "needs": plan.needs}, "cuda": {"not_built": plan.reason or plan.cuda.reason}}
         if plan.reason:
-            say(f"no compiled library: {plan.reason}; every op will run through its slower plain-torch reference")
+            say(f"no compiled library: {plan.reason}; every op will run through its slower plain-torch reference. To change that: {plan.needs}")
         else:
             self.compile(plan, target, info)
         _replace(target / "build_info.json", json.dumps(info, indent=1).encode())

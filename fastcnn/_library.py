@@ -12,16 +12,20 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from . import _triton
+
 NAMESPACE = "fastcnn"
 LIBRARY_FOLDER = Path(os.environ.get("FASTCNN_LIBRARY_FOLDER") or Path(__file__).parent / "lib")
-FIX = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary fastcnn fastcnn"
 ISAS = ("plain", "avx2", "avx512")
+NOT_BUILT = "it was not built when this copy was installed"
 
 
 def schemas() -> dict[str, str]:
@@ -36,22 +40,23 @@ class CompiledLibrary:
     def __init__(self, device: str) -> None:
         self.device = device
         self.path = LIBRARY_FOLDER / f"libfastcnn_{device}.so"
-        self.build: dict = {}
+        self.build: dict[str, Any] = {}
         self.reason: str | None = None
 
     @property
     def loaded(self) -> bool:
         return self.reason is None
 
-    def load(self, required_schemas: str) -> None:
-        info = LIBRARY_FOLDER / "build_info.json"
-        if info.is_file():
-            self.build = json.loads(info.read_text(encoding="utf-8")).get(self.device, {})
+    def load(self, required: dict[str, str]) -> None:
+        self.build = self._build_info()
         if not self.path.is_file():
-            self.reason = self.build.get("not_built") or "it was not built when this copy was installed"
+            asked = "FASTCNN_LIBRARY_FOLDER" in os.environ
+            self.reason = f"{self.path} does not exist" if asked else self.build.get("not_built") or NOT_BUILT
             return
-        if self.build.get("schemas", required_schemas) != required_schemas:
-            self.reason = "it was built for other op schemas than this version of fastcnn has"
+        built_for = self.build.get("schemas")
+        if built_for is not None and built_for != "\n".join(required.values()):
+            other = sorted({line.split("(", 1)[0] for line in {*required.values()} ^ {*built_for.splitlines()}})
+            self.reason = f"it was built for other op schemas than this version of fastcnn has: {', '.join(other)}"
             return
         try:
             torch.ops.load_library(str(self.path))
@@ -59,16 +64,62 @@ class CompiledLibrary:
             cause = error.__cause__ or error  # torch wraps the loader's own words
             self.reason = f"{type(cause).__name__}: {cause}"
 
+    def _build_info(self) -> dict[str, Any]:
+        # a development tree has a link to the library in its build folder, where CMake left the file
+        for folder in (LIBRARY_FOLDER, self.path.resolve().parent):
+            try:
+                return json.loads((folder / "build_info.json").read_text(encoding="utf-8"))[self.device]
+            except (OSError, ValueError, KeyError):
+                continue
+        return {}
+
     def describe(self) -> str:
-        built = self.build or {}
-        return (f"built for torch {built.get('torch', '?')}, Python {built.get('python', '?')}, {built.get('platform', '?')}; here: "
-                f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}-{sys.platform}")
+        built = self.build
+        here = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}-{sys.platform}"
+        if "torch" not in built:
+            return f"here: {here}"
+        return f"built for torch {built['torch']}, Python {built.get('python', '?')}, {built.get('platform', '?')}; here: {here}"
+
+    def fix(self) -> str | None:
+        """The command that gets this library loaded, None when it is."""
+        if self.loaded:
+            return None
+        if "FASTCNN_LIBRARY_FOLDER" in os.environ:
+            return "unset FASTCNN_LIBRARY_FOLDER, or build the libraries of this version into that folder"
+        if self.device == "cpu":
+            needs = self.build.get("needs")
+            return f"{needs}, then: {reinstall_command()}" if needs else reinstall_command()
+        command = f"FASTCNN_CUDA=1 {reinstall_command()}"
+        if torch.version.cuda is None:
+            return f"on a machine with an NVIDIA GPU, install a CUDA build of torch and nvcc of the same version, then: {command}"
+        return f"with nvcc of CUDA {torch.version.cuda} on PATH or in CUDA_HOME: {command}"
+
+
+def reinstall_command() -> str:
+    """What rebuilds this very copy: an editable one or a source tree in place, one that pip took from a folder or archive from there."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import unquote, urlparse
+
+    pip = f"{shlex.quote(sys.executable)} -m pip install --no-deps"
+    package = Path(__file__).resolve().parent
+    if (package.parent / "build_plan.py").is_file():
+        return f"{pip} -e {shlex.quote(str(package.parent))}"
+    try:
+        installed = distribution("fastcnn")
+        origin = json.loads(installed.read_text("direct_url.json") or "{}").get("url", "")
+        ours = Path(str(installed.locate_file("fastcnn"))).resolve() == package
+    except (PackageNotFoundError, ValueError):
+        origin, ours = "", False
+    source = Path(unquote(urlparse(origin).path))
+    if ours and origin.startswith("file:") and source.exists() and source.suffix != ".whl":
+        return f"{pip} --force-reinstall {shlex.quote(str(source))}"
+    return f"in the source folder of fastcnn: {pip} --force-reinstall ."
 
 
 def _warn_not_loaded(library: CompiledLibrary) -> None:
     text = (f"fastcnn: the compiled {library.device} library is not in use ({library.reason}).\n"
             f"  {library.describe()}.\n"
-            f"  Every op still works, through its slower plain-torch reference. To fix it: {FIX}\n"
+            f"  Every op still works, through its slower plain-torch reference. To fix it: {library.fix()}\n"
             f"  `fastcnn info` tells more; FASTCNN_REQUIRE_EXT=1 makes this an error.")
     if os.environ.get("FASTCNN_REQUIRE_EXT") == "1":
         raise ImportError(text)
@@ -104,21 +155,57 @@ def isa_machine() -> str | None:
     return _ask("fastcnn_isa_machine")
 
 
+def has_kernel(op: str, key: str) -> bool:
+    """Whether a kernel stands at this dispatch key, compiled or, for CUDA, of Triton."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)
+
+
+def serves(op: str) -> dict[str, str]:
+    """Device -> "kernel", "triton" or "reference": what a tensor there gets."""
+    cuda = ("kernel" if CUDA.loaded else "triton") if has_kernel(op, "CUDA") else "reference"
+    return {"cpu": "kernel" if has_kernel(op, "CPU") else "reference", "cuda": cuda}
+
+
+def info() -> dict[str, Any]:
+    """Everything that `fastcnn info` shows: versions, what was built and is loaded, why not, the fix, and what serves each op."""
+    from . import __version__
+
+    best = isa_machine()
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {
+            "built": CPU.loaded, "reason": CPU.reason, "fix": CPU.fix(), "isas_built": CPU.build.get("isas", []),
+            "isa_machine": list(ISAS[: ISAS.index(best) + 1]) if best else [], "isa_active": isa_active() or "reference",
+        },
+        "cuda": {
+            "built": CUDA.loaded, "reason": CUDA.reason, "fix": CUDA.fix(), "archs": CUDA.build.get("archs", []),
+            "toolkit": CUDA.build.get("toolkit"),
+        },
+        "triton": {"available": _triton.why_not() is None, "version": _triton.version(), "reason": _triton.why_not()},
+        "ops": {op: serves(op) for op in SCHEMAS if not op.endswith("_backward")},
+    }
+
+
 SCHEMAS = schemas()
-_SCHEMA_TEXT = "\n".join(SCHEMAS.values())
 CPU = CompiledLibrary("cpu")
 CUDA = CompiledLibrary("cuda")
-CPU.load(_SCHEMA_TEXT)
-if CPU.loaded:
-    if torch.version.cuda is None:
-        CUDA.reason = "this torch was built without CUDA"
-    else:
-        CUDA.load(_SCHEMA_TEXT)
-else:
+CPU.load(SCHEMAS)
+if not CPU.loaded:
     CUDA.reason = "the CPU library, which defines the ops, is not loaded"
     _warn_not_loaded(CPU)
+elif torch.version.cuda is None:
+    CUDA.reason = "this torch was built without CUDA"
+else:
+    CUDA.load(SCHEMAS)
+    if not CUDA.loaded and CUDA.path.is_file():
+        _warn_not_loaded(CUDA)
 LIB = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not CPU.loaded:
     for _schema in SCHEMAS.values():
         LIB.define(_schema)
+if not CUDA.loaded and torch.version.cuda is not None:
+    _triton.register(LIB)
 _check_isa_request()

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels: which ops have one, imported only when one is needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OPS = ("hardswish", "hardswish_backward")  # each has launch_<op> in triton_kernels/<stem>.py
+_PACKAGE = "fastcnn.triton_kernels"
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why no Triton kernel can be compiled here, None when one can."""
+    if sys.platform != "linux":
+        return f"Triton is for Linux, this is {sys.platform}"
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken Triton raises anything from ImportError to AttributeError, and must not take fastcnn along
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def version() -> str | None:
+    return None if why_not() else sys.modules["triton"].__version__
+
+
+def runs_on(device: torch.device) -> bool:
+    """Triton takes CUDA tensors, and those of the CPU in its interpreter."""
+    return device.type == ("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+
+@functools.cache
+def launcher(op: str) -> Callable:
+    """``launch_<op>``; raises what importing Triton raises."""
+    return getattr(importlib.import_module(f"{_package()}.{op.removesuffix('_backward')}"), f"launch_{op}")
+
+
+def _package() -> str:
+    # an installed copy has triton_kernels inside fastcnn; a source tree used without an install has it beside
+    folder = Path(__file__).resolve().parents[1] / "triton_kernels"
+    if importlib.util.find_spec(_PACKAGE) is None and _PACKAGE not in sys.modules:
+        spec = importlib.util.spec_from_file_location(_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[_PACKAGE] = module
+        spec.loader.exec_module(module)
+    return _PACKAGE
+
+
+def register(library: torch.library.Library) -> None:
+    """Gives the ops of ``OPS`` their Triton kernel for CUDA tensors: what serves where no CUDA library was built."""
+    if importlib.util.find_spec("triton") is not None:
+        for op in OPS:
+            library.impl(op, functools.partial(_serve, op), "CUDA")
+
+
+def _serve(op: str, *args: Any) -> Any:
+    reason = why_not()
+    if reason is None:
+        return launcher(op)(*args)
+    from .ops._register import REFERENCES, overload
+
+    warnings.warn(f"fastcnn: Triton is installed but not usable ({reason}); {op} runs its plain-torch reference", RuntimeWarning, stacklevel=2)
+    return REFERENCES[overload(op)](*args)
