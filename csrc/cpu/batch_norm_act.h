@@ -22,7 +22,7 @@ struct BatchNormActArgs {
   void* y;
 };
 
-// scale = weight * invstd, shift = bias - mean * scale, computed in double and rounded once.
+// scale = weight * invstd, shift = bias - mean * scale, computed in double.
 struct BatchNormFoldArgs {
   Dtype dtype;
   int64_t C;
