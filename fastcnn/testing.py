@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test of an op shares: the tolerance policy, named cases, memory formats, guarded storage, poisoned allocations."""
+"""What every test of an op shares: the tolerance policy, named cases, memory layouts, guarded storage."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,7 +51,7 @@ def assert_close_fp64(
 
     Args:
         exact: float64, the shape of ``got``; NaN and Inf must stand at the same places.
-        reduction: how many products are summed per element (C / groups * kH * kW of a convolution, N * H * W of a statistic).
+        reduction: how many products an element sums (C / groups * kH * kW of a convolution, N * H * W of a statistic).
         rival: torch's own result in the dtype of ``got``; five times its largest error is allowed too.
     """
     assert exact.dtype is torch.float64, f"{label}: the reference must be float64, got {exact.dtype}"
@@ -81,8 +80,8 @@ def assert_close_fp64(
     error = (value - exact).abs()
     worst = (error / allowed).nan_to_num(math.inf).max().item()
     raise AssertionError(
-        f"{label} ({got.dtype}): {len(bad)} of {got.numel()} elements differ, worst {worst:.3g} times the allowed; first at "
-        f"{list(where)}: got {value[where].item():.9g}, wanted {exact[where].item():.9g} "
+        f"{label} ({got.dtype}): {len(bad)} of {got.numel()} elements differ, worst {worst:.3g} times the allowed; "
+        f"first at {list(where)}: got {value[where].item():.9g}, wanted {exact[where].item():.9g} "
         f"(error {error[where].item():.3g}, allowed {allowed.expand_as(exact)[where].item():.3g})"
     )
 
@@ -90,7 +89,7 @@ def assert_close_fp64(
 def assert_format(y: Tensor, like: Tensor, label: str = "result") -> None:
     """``y`` is dense in the memory format that PyTorch's own rule gives an output computed from ``like``."""
     memory_format = torch._prims_common.suggest_memory_format(like) if like.dim() == 4 else torch.contiguous_format
-    wanted = torch.empty(y.shape, device="meta").contiguous(memory_format=memory_format).stride()
+    wanted = torch.empty(y.shape, device="meta", memory_format=memory_format).stride()
     assert y.stride() == wanted, f"{label}: strides {y.stride()}, wanted {wanted}"
 
 
@@ -144,7 +143,7 @@ def _depthwise(
     )
 
 
-# Channel tails around every vector width, awkward kernels and paddings (after the kinds of shapes in oneDNN's depthwise regression list).
+# Channel tails around every vector width, awkward kernels and paddings (the kinds in oneDNN's regression list).
 DEPTHWISE_CASES = (
     _depthwise("mobile-3x3", 32, 14, 14, (3, 3)),
     _depthwise("mobile-5x5-s2", 40, 15, 13, (5, 5), (2, 2)),
@@ -170,9 +169,14 @@ DEPTHWISE_CASES = (
 
 
 def arrange(x: Tensor, layout: str) -> Tensor:
-    """The same values as a contiguous, channels_last or strided ("sliced", "transposed", "offset", "flipped-batch") tensor."""
-    if layout in FORMATS:
-        return x.contiguous(memory_format=FORMATS[layout]) if x.dim() == 4 else x.contiguous()
+    """The same values as a tensor of this layout.
+
+    channels_last has its strides for size-1 dimensions too, where ``.contiguous(memory_format=)`` leaves them alone.
+    """
+    if layout == "nchw" or (layout == "channels_last" and x.dim() != 4):
+        return x.contiguous()
+    if layout == "channels_last":
+        return torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last).copy_(x)
     if layout == "sliced":  # every second element of a wider tensor whose rest is NaN
         wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), math.nan)
         wide[..., 1::2] = x
@@ -190,7 +194,7 @@ LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "offset")
 
 
 class Guarded:
-    """``x`` inside a larger buffer whose margins hold a canary: reading them shows as NaN in the result, writing them by :meth:`check`."""
+    """``x`` with NaN before and after it in memory: reading that shows in the result, writing it in :meth:`check`."""
 
     MARGIN = 64
 
@@ -208,24 +212,8 @@ class Guarded:
         assert torch.equal(self.buffer.view(torch.uint8), self.before), f"{label} or its surroundings were written to"
 
 
-@contextlib.contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Tensors that torch allocates without a value start as NaN, so that an element that is never written shows.
-
-    The compiled entries allocate below torch's own functions; tests/cross/test_opcheck.py reaches them through MALLOC_PERTURB_.
-    """
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
-
-
 def away_from_knots(x: Tensor, knots: Sequence[float] = (-3.0, 0.0, 3.0, 6.0), distance: float = 1e-3) -> Tensor:
-    """``x`` with every value nearer than ``distance`` to a knot of an activation moved past it: a gradient is well defined there."""
+    """``x`` with every value nearer than ``distance`` to a knot of an activation moved past it."""
     for knot in knots:
         x = torch.where((x - knot).abs() < distance, x + 2 * distance, x)
     return x

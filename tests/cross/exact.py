@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op once more, in the plainest torch: no convolution, no batch norm, no activation of torch's own. Run it in float64."""
+"""Every op once more in the plainest torch: no convolution, batch norm or activation of its own. To run in float64."""
 
 from __future__ import annotations
 

@@ -168,11 +168,18 @@ def test_every_tail_length_on_each_instruction_set(isa):
 
 
 PERMUTED = {
-    "nhwc": lambda x: x.permute(0, 3, 1, 2), "whcn": lambda x: x.permute(3, 2, 1, 0), "5d": lambda x: x.unflatten(3, (2, 2)).transpose(1, 4),
-    "scalar": lambda x: x[0, 0, 0, 0], "1d": lambda x: x.flatten(), "expanded": lambda x: x[:1].expand(4, -1, -1, -1),
-    "rows": lambda x: x[:, :, ::2], "empty": lambda x: x[:, :0], "overlapping": lambda x: x.flatten().as_strided((5, 4), (1, 2)),
-    "flipped": lambda x: x.flip(3), "one-channel": lambda x: x[:, :1],
-}  # fmt: skip
+    "nhwc": lambda x: x.permute(0, 3, 1, 2),
+    "whcn": lambda x: x.permute(3, 2, 1, 0),
+    "5d": lambda x: x.unflatten(3, (2, 2)).transpose(1, 4),
+    "scalar": lambda x: x[0, 0, 0, 0],
+    "1d": lambda x: x.flatten(),
+    "expanded": lambda x: x[:1].expand(4, -1, -1, -1),
+    "rows": lambda x: x[:, :, ::2],
+    "empty": lambda x: x[:, :0],
+    "overlapping": lambda x: x.flatten().as_strided((5, 4), (1, 2)),
+    "flipped": lambda x: x.flip(3),
+    "one-channel": lambda x: x[:, :1],
+}
 
 
 @pytest.mark.parametrize("name", PERMUTED)

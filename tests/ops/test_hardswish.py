@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hardswish as an op of its own; the kernel it shares with the other activations has its tests in test_activation.py."""
+"""hardswish as an op of its own; the kernel shared with the other activations is tested in test_activation.py."""
 
 import pytest
 import torch

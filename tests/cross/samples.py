@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments for every op of fastcnn/schemas.txt, over shapes, layouts and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastcnn.testing import arrange
+from tests.cross.exact import KINDS, four_paddings
+
+SHAPES = (
+    (2, 8, 7, 5),
+    (1, 33, 9, 9),
+    (3, 31, 1, 1),
+    (2, 1, 6, 4),
+    (2, 1, 1, 1),
+    (0, 6, 4, 4),
+    (2, 9, 1, 8),
+    (1, 57, 2, 3),
+)
+
+
+class Maker:
+    """Random tensors of one dtype and layout; per-channel vectors are in the accumulation type."""
+
+    def __init__(self, dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int]) -> None:
+        self.dtype, self.layout, self.shape = dtype, layout, shape
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.generator = torch.Generator().manual_seed(sum(shape))
+
+    def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(dtype or self.dtype)
+
+    def map(self, *shape: int) -> Tensor:
+        return arrange(self.random(*(shape or self.shape)), self.layout)
+
+    def vector(self, size: int) -> Tensor:
+        return self.random(size, dtype=self.wide)
+
+    def positive(self, size: int) -> Tensor:
+        return self.vector(size).abs() + 0.5
+
+
+def _activation(m: Maker) -> Iterator[tuple]:
+    for kind in KINDS:
+        yield m.map(), kind
+
+
+def _activation_backward(m: Maker) -> Iterator[tuple]:
+    for kind in KINDS:
+        yield m.map(), m.map(), kind
+
+
+def _channel_shuffle(m: Maker) -> Iterator[tuple]:
+    for groups in {g for g in (1, 2, 3, 4, m.shape[1]) if m.shape[1] % g == 0}:
+        yield m.map(), groups
+
+
+def _se(m: Maker) -> tuple:
+    C, R = m.shape[1], 3
+    return m.random(R, C, 1, 1), m.vector(R), m.random(C, R, 1, 1), m.vector(C)
+
+
+def _se_scale(m: Maker) -> Iterator[tuple]:
+    yield (m.map(), *_se(m), "relu", "hardsigmoid")
+    yield (m.map(), *(w.flatten(1) if w.dim() == 4 else w for w in _se(m)), "silu", "sigmoid")
+
+
+def _se_scale_backward(m: Maker) -> Iterator[tuple]:
+    x = m.map()
+    yield m.map(), x, x.to(m.wide).mean((2, 3)), *_se(m), "relu", "hardsigmoid"
+
+
+def _masks(count: int) -> list[list[bool]]:
+    return [[True] * count] + [[i == j for j in range(count)] for i in range(count)]
+
+
+def _batch_norm_act(m: Maker) -> Iterator[tuple]:
+    C = m.shape[1]
+    yield m.map(), m.vector(C), m.positive(C), m.vector(C), m.vector(C), m.map(), 1e-5, "relu6"
+    yield m.map(), m.vector(C), m.positive(C), None, None, None, 1e-3, "identity"
+
+
+def _batch_norm_act_train(m: Maker) -> Iterator[tuple]:
+    C = m.shape[1]
+    yield m.map(), m.vector(C), m.positive(C), m.vector(C), m.vector(C), m.map(), 0.1, 1e-5, "hardswish"
+    yield m.map(), None, None, None, None, None, 0.1, 1e-3, "identity"
+
+
+def _batch_norm_act_backward(m: Maker) -> Iterator[tuple]:
+    C = m.shape[1]
+    for training in (True, False):
+        for mask in _masks(4):
+            vectors = m.vector(C), m.positive(C), m.vector(C), m.vector(C)
+            yield m.map(), m.map(), *vectors, m.map(), training, "silu", mask
+
+
+# kernel, stride, padding, dilation
+GEOMETRIES = (
+    ((3, 3), [1, 1], [1, 1, 1, 1], [1, 1]),
+    ((1, 1), [1, 1], [0, 0, 0, 0], [1, 1]),
+    ((5, 3), [2, 1], [1, 2, 4, 0], [1, 2]),
+    ((2, 4), [2, 3], [-1, -1, -1, -1], [1, 1]),
+)
+
+
+def _out_shape(m: Maker, out: int, kernel, stride, padding, dilation) -> tuple[int, int, int, int] | None:
+    four = four_paddings("same" if padding[0] == -1 else padding, m.shape[2:], kernel, stride, dilation)
+    ends = (four[2] + four[3], four[0] + four[1])
+    size = [(m.shape[2 + d] + ends[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
+    return (m.shape[0], out, *size) if min(size) > 0 else None
+
+
+def _depthwise(m: Maker, backward: bool) -> Iterator[tuple]:
+    C = m.shape[1]
+    for i, (kernel, *geometry) in enumerate(GEOMETRIES):
+        out = C * (i % 2 + 1)
+        shape = _out_shape(m, out, kernel, *geometry)
+        if shape is None:
+            continue
+        kind = KINDS[i + 1]
+        for full in (True, False):
+            bias, residual = (m.vector(out), m.map(*shape)) if full else (None, None)
+            arguments = (m.map(), m.random(out, 1, *kernel), bias, residual, *geometry, kind)
+            if not backward:
+                yield arguments
+            else:
+                for mask in _masks(4) if full else [[True, True, False, False]]:
+                    yield (m.map(*shape), *arguments, mask)
+
+
+def _convolutions(m: Maker) -> Iterator[tuple]:
+    """Dense, grouped, depthwise and 1x1, each with everything (full) and with x and weight alone.
+
+    Gives full, kind, output shape, weight, bias, bn_weight, bn_bias, mean, variance, residual, geometry, groups.
+    """
+    C = m.shape[1]
+    for i, (kernel, *geometry) in enumerate(GEOMETRIES):
+        out, groups = ((5, 1), (C, C), (2 * C, 3 if C % 3 == 0 else 1))[(i + sum(m.shape)) % 3]
+        shape = _out_shape(m, out, kernel, *geometry)
+        if shape is None:
+            continue
+        weight = m.random(out, C // groups, *kernel)
+        for full in (True, False):
+            vectors = (m.vector(out), m.vector(out), m.vector(out), m.vector(out), m.positive(out), m.map(*shape))
+            yield full, KINDS[i + 1], shape, weight, *(vectors if full else [None] * 6), geometry, groups
+
+
+def _conv_bn_act(m: Maker) -> Iterator[tuple]:
+    for _, kind, _, weight, *vectors, geometry, groups in _convolutions(m):
+        yield (m.map(), weight, *vectors, *geometry, groups, 1e-5, kind)
+
+
+def _conv_bn_act_train(m: Maker) -> Iterator[tuple]:
+    for _, kind, _, weight, *vectors, geometry, groups in _convolutions(m):
+        yield (m.map(), weight, *vectors, *geometry, groups, 0.1, 1e-5, kind)
+
+
+def _conv_bn_act_backward(m: Maker) -> Iterator[tuple]:
+    for full, kind, shape, weight, bias, bn_weight, bn_bias, mean, invstd, residual, geometry, groups in _convolutions(
+        m
+    ):
+        for training in (True, False):
+            z = m.map(*shape) if training else None
+            statistics = (m.vector(shape[1]), m.positive(shape[1])) if training else (mean, invstd)
+            tensors = (m.map(*shape), m.map(), weight, z, bias, bn_weight, bn_bias, *statistics, residual)
+            for mask in _masks(6) if full and training == (groups == 1) else [[True, True] + [full] * 4]:
+                yield (*tensors, *geometry, groups, training, kind, mask)
+
+
+SAMPLES: dict[str, Callable[[Maker], Iterator[tuple]]] = {
+    "activation": _activation,
+    "activation_backward": _activation_backward,
+    "hardswish": lambda m: iter([(m.map(),)]),
+    "hardswish_backward": lambda m: iter([(m.map(), m.map())]),
+    "channel_shuffle": _channel_shuffle,
+    "global_avg_pool": lambda m: iter([(m.map(),)]),
+    "global_avg_pool_backward": lambda m: iter([(m.map(*m.shape[:2], 1, 1), m.map())]),
+    "se_scale": _se_scale,
+    "se_scale_backward": _se_scale_backward,
+    "batch_norm_act": _batch_norm_act,
+    "batch_norm_act_train": _batch_norm_act_train,
+    "batch_norm_act_backward": _batch_norm_act_backward,
+    "depthwise_conv2d": lambda m: _depthwise(m, False),
+    "depthwise_conv2d_backward": lambda m: _depthwise(m, True),
+    "conv_bn_act": _conv_bn_act,
+    "conv_bn_act_train": _conv_bn_act_train,
+    "conv_bn_act_backward": _conv_bn_act_backward,
+}
+
+
+def samples(name: str, dtype: torch.dtype, layout: str, shapes: tuple = SHAPES) -> Iterator[tuple]:
+    for shape in shapes:
+        yield from SAMPLES[name](Maker(dtype, layout, shape))
+
+
+def tensors_of(result: Tensor | tuple) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
