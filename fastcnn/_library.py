@@ -68,9 +68,11 @@ class CompiledLibrary:
         # a development tree has a link to the library in its build folder, where CMake left the file
         for folder in (LIBRARY_FOLDER, self.path.resolve().parent):
             try:
-                return json.loads((folder / "build_info.json").read_text(encoding="utf-8"))[self.device]
-            except (OSError, ValueError, KeyError):
+                built = json.loads((folder / "build_info.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # absent or damaged: nothing is known about the build
                 continue
+            if isinstance(built, dict) and isinstance(built.get(self.device), dict):
+                return built[self.device]
         return {}
 
     def describe(self) -> str:

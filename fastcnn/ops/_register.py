@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from .._library import LIB, NAMESPACE
+from ._flops import register_flops
 
 REFERENCES: dict[torch._ops.OpOverload, Callable] = {}
 _AUTOCAST_KEYS = (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"))
@@ -30,7 +30,7 @@ def register(name: str, reference: Callable, fake: Callable, flops: Callable | N
     LIB.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(op, fake, lib=LIB)
     if flops is not None:
-        register_flop_formula(op.overloadpacket)(flops)
+        register_flops(op.overloadpacket, flops)
     REFERENCES[op] = reference
     return op
 
