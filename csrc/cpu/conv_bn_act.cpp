@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// conv_bn_act: which convolution runs, and what is fused into it. Pointwise and depthwise ones carry scale, shift, residual and activation in
+// their epilogue; every other one is ATen's, followed by one pass in place.
+#include "conv_bn_act.h"
+
+#include <array>
+#include <tuple>
+
+#include "batch_norm_act_host.h"
+
+namespace fastcnn {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+enum class Kind { kPointwise, kOther };
+
+struct Convolution {
+  ConvGeometry g;
+  Kind kind;
+  Tensor x;       // dense in g.layout
+  Tensor weight;  // contiguous [O, C] in the accumulator type for kPointwise
+};
+
+Convolution plan(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                 const std::vector<int64_t>& dilation, int64_t groups) {
+  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "fastcnn: weight must have the dtype of x");
+  ConvGeometry g = conv_geometry(x, weight, stride, padding, dilation, groups);
+  const bool unpadded = g.pad_left + g.pad_right + g.pad_top + g.pad_bottom == 0;
+  const Kind kind = g.kH == 1 && g.kW == 1 && groups == 1 && unpadded ? Kind::kPointwise : Kind::kOther;
+  return {g, kind, as_layout(x, g.layout), kind == Kind::kPointwise ? as_accumulator(weight, dtype_of(x)) : weight};
+}
+
+Tensor output_of(const Convolution& c) { return empty_4d(c.x, c.g.N, c.g.O, c.g.Ho, c.g.Wo, c.g.layout); }
+
+OptionalTensor per_channel(const OptionalTensor& vector, const Convolution& c) {
+  if (!vector) return std::nullopt;
+  STD_TORCH_CHECK(vector->numel() == c.g.O, "fastcnn: bias and batch norm vectors must have one value per output channel");
+  return as_accumulator(*vector, dtype_of(c.x));
+}
+
+OptionalTensor like_output(const OptionalTensor& residual, const Convolution& c) {
+  if (!residual) return std::nullopt;
+  STD_TORCH_CHECK(residual->scalar_type() == c.x.scalar_type() && residual->dim() == 4 && residual->size(0) == c.g.N &&
+                      residual->size(1) == c.g.O && residual->size(2) == c.g.Ho && residual->size(3) == c.g.Wo,
+                  "fastcnn: residual must have the dtype of x and the shape of the output");
+  return as_layout(*residual, c.g.layout);
+}
+
+Tensor filled_vector(const Convolution& c, double value) {
+  const Tensor like = empty_1d(c.x, c.g.O, c.x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+  Tensor vector = like;
+  return torch::stable::fill_(vector, value);
+}
+
+void pointwise(const Convolution& c, const Tensor& y, const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
+               Activation activation) {
+  const ConvGeometry& g = c.g;
+  if (y.numel() == 0) return;
+  // One pixel an image: both formats are the same memory, and only channels have the length of a vector.
+  const Layout layout = g.H * g.W == 1 ? Layout::kNHWC : g.layout;
+  pointwise_forward_kernel_dispatch({dtype_of(c.x), activation, layout, g.N, g.C, g.O, g.H, g.W, g.Ho, g.Wo, g.stride_h, g.stride_w, data(c.x),
+                                     data(c.weight), data(scale), data(shift), data(residual), mutable_data(y)});
+}
+
+// ATen takes one padding for both ends.
+struct PaddedInput {
+  Tensor x;
+  std::vector<int64_t> padding;
+};
+
+PaddedInput padded(const Convolution& c) {
+  const ConvGeometry& g = c.g;
+  if (g.pad_left == g.pad_right && g.pad_top == g.pad_bottom) return {c.x, {g.pad_top, g.pad_left}};
+  const std::array<int64_t, 4> sides = {g.pad_left, g.pad_right, g.pad_top, g.pad_bottom};
+  return {torch::stable::pad(c.x, {sides.data(), sides.size()}), {0, 0}};
+}
+
+Tensor aten_convolution(const Convolution& c) {
+  const ConvGeometry& g = c.g;
+  const PaddedInput input = padded(c);
+  std::array<StableIValue, 9> stack{from(input.x),
+                                    from(c.weight),
+                                    from(std::nullopt),
+                                    from(std::vector<int64_t>{g.stride_h, g.stride_w}),
+                                    from(input.padding),
+                                    from(std::vector<int64_t>{g.dilation_h, g.dilation_w}),
+                                    from(false),
+                                    from(std::vector<int64_t>{0, 0}),
+                                    from(g.groups)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return as_layout(to<Tensor>(stack[0]), g.layout);
+}
+
+// A convolution in two steps: `start` makes the output, which ATen has filled with the plain convolution already; `finish` turns it into
+// act(conv(x) * scale + shift + residual). scale and shift are accumulator vectors.
+Tensor start(const Convolution& c) { return c.kind == Kind::kPointwise ? output_of(c) : aten_convolution(c); }
+
+void finish(const Convolution& c, const Tensor& y, const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
+            Activation activation) {
+  if (c.kind == Kind::kPointwise) return pointwise(c, y, scale, shift, residual, activation);
+  if (scale || shift || residual || activation != Activation::kIdentity)
+    batch_norm_act_apply(y, c.g.layout, {scale ? *scale : filled_vector(c, 1), shift ? *shift : filled_vector(c, 0)}, residual, activation, y);
+}
+
+Tensor plain_convolution(const Convolution& c, const OptionalTensor& bias) {
+  const Tensor z = start(c);
+  finish(c, z, std::nullopt, bias, std::nullopt, Activation::kIdentity);
+  return z;
+}
+
+struct ConvGradients {
+  Tensor x, weight;  // empty where not wanted
+};
+
+ConvGradients pointwise_gradients(const Convolution& c, const Tensor& grad, bool for_x, bool for_weight) {
+  const ConvGeometry& g = c.g;
+  ConvGradients found{no_tensor(c.x), no_tensor(c.x)};
+  if (for_x) {  // the same convolution with the transposed weight
+    Convolution transposed{g, Kind::kPointwise, grad, as_contiguous(torch::stable::transpose(c.weight, 0, 1))};
+    std::swap(transposed.g.C, transposed.g.O);
+    found.x = plain_convolution(transposed, std::nullopt);
+  }
+  if (for_weight) {
+    const Layout layout = g.H * g.W == 1 ? Layout::kNHWC : g.layout;
+    const int64_t size = g.O * g.C, slices = pointwise_weight_slices(g.N, g.H * g.W, layout);
+    const Tensor sum = empty_1d(c.weight, size), partial = empty_1d(c.weight, slices * size);
+    pointwise_backward_weight_kernel_dispatch({dtype_of(c.x), layout, g.N, g.C, g.O, g.H * g.W, data(grad), data(c.x), mutable_data(sum),
+                                               mutable_data(partial)});
+    found.weight = empty_4d(c.x, g.O, g.C, 1, 1, Layout::kNCHW);
+    torch::stable::copy_(found.weight, torch::stable::view(sum, {g.O, g.C, 1, 1}));
+  }
+  return found;
+}
+
+ConvGradients aten_gradients(const Convolution& c, const Tensor& weight, const Tensor& grad, bool for_x, bool for_weight) {
+  const ConvGeometry& g = c.g;
+  const PaddedInput input = padded(c);
+  const std::array<bool, 3> mask = {for_x, for_weight, false};
+  std::array<StableIValue, 11> stack{from(grad),
+                                     from(input.x),
+                                     from(weight),
+                                     from(std::nullopt),
+                                     from(std::vector<int64_t>{g.stride_h, g.stride_w}),
+                                     from(input.padding),
+                                     from(std::vector<int64_t>{g.dilation_h, g.dilation_w}),
+                                     from(false),
+                                     from(std::vector<int64_t>{0, 0}),
+                                     from(g.groups),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  Tensor grad_x = to<Tensor>(stack[0]), grad_weight = to<Tensor>(stack[1]);
+  to<Tensor>(stack[2]);  // takes the handle of the bias gradient, which is undefined
+  if (for_x && input.x.size(2) + input.x.size(3) != g.H + g.W) {
+    grad_x = torch::stable::narrow(grad_x, 2, g.pad_top, g.H);
+    grad_x = torch::stable::narrow(grad_x, 3, g.pad_left, g.W);
+  }
+  return {for_x ? as_layout(grad_x, g.layout) : no_tensor(c.x), for_weight ? as_layout(grad_weight, layout_of(weight)) : no_tensor(c.x)};
+}
+
+// The sum over N, H, W, in the dtype of `like`: what a bias added to z gets.
+Tensor channel_sums(const Convolution& c, const Tensor& grad, const Tensor& like) {
+  return batch_norm_act_gradients(grad, grad, c.g.layout, filled_vector(c, 0), filled_vector(c, 1), std::nullopt, like, std::nullopt, false,
+                                  Activation::kIdentity, {false, false, true, false})
+      .bias;
+}
+
+}  // namespace
+
+Tensor conv_bn_act_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& bn_weight,
+                       const OptionalTensor& bn_bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                       const OptionalTensor& residual, std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                       int64_t groups, double eps, std::string activation) {
+  const Convolution c = plan(x, weight, stride, padding, dilation, groups);
+  const OptionalTensor added = like_output(residual, c), conv_bias = per_channel(bias, c);
+  const Tensor y = start(c);
+  if (running_mean && running_var) {
+    const Tensor mean = *per_channel(running_mean, c);
+    const ScaleShift folded = fold_batch_norm(y, bn_weight, bn_bias, conv_bias ? torch::stable::subtract(mean, *conv_bias) : mean, *running_var, eps);
+    finish(c, y, folded.scale, folded.shift, added, activation_of(activation));
+  } else {
+    finish(c, y, std::nullopt, conv_bias, added, activation_of(activation));
+  }
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_bn_act_train_cpu(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual, std::vector<int64_t> stride,
+    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, double momentum, double eps, std::string activation) {
+  const Convolution c = plan(x, weight, stride, padding, dilation, groups);
+  const OptionalTensor added = like_output(residual, c);
+  const Tensor z = plain_convolution(c, per_channel(bias, c));
+  const Tensor y = output_of(c);
+  BatchStatistics s = batch_norm_statistics(z, c.g.layout, running_mean, running_var, momentum, eps);
+  const ScaleShift folded = fold_batch_norm_invstd(z, bn_weight, bn_bias, s.mean, s.invstd);
+  batch_norm_act_apply(z, c.g.layout, folded, added, activation_of(activation), y);
+  return {y, z, s.mean, s.invstd, s.new_mean, s.new_var};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward_cpu(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const OptionalTensor& z, const OptionalTensor& bias,
+    const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& mean, const OptionalTensor& invstd,
+    const OptionalTensor& residual, std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+    bool training, std::string activation, std::vector<bool> mask) {
+  STD_TORCH_CHECK(mask.size() == 6, "fastcnn: the mask of conv_bn_act names x, weight, bias, bn_weight, bn_bias and residual");
+  const Convolution c = plan(x, weight, stride, padding, dilation, groups);
+  const Activation kind = activation_of(activation);
+  const OptionalTensor added = like_output(residual, c);
+  const Tensor g = *like_output(grad, c);
+  const bool norm = mean.has_value() && invstd.has_value();
+  const bool for_conv = mask[0] || mask[1] || (norm && mask[2]);
+  BatchNormGradients found{g, no_tensor(x), no_tensor(x), no_tensor(x)};
+  if (norm || kind != Activation::kIdentity || mask[2] || mask[5]) {
+    // Without batch norm the bias of the convolution takes the place of batch norm's, and z comes without it.
+    const bool reads_z = training || kind != Activation::kIdentity || mask[3];
+    const OptionalTensor conv_bias = norm ? per_channel(bias, c) : std::nullopt;
+    const Tensor before = z && norm ? *like_output(z, c) : reads_z ? plain_convolution(c, conv_bias) : g;
+    found = batch_norm_act_gradients(g, before, c.g.layout, norm ? *mean : filled_vector(c, 0), norm ? *invstd : filled_vector(c, 1),
+                                     norm ? bn_weight : std::nullopt, norm ? bn_bias : bias, added, training, kind,
+                                     {for_conv, mask[3], norm ? mask[4] : mask[2], mask[5]});
+  }
+  ConvGradients conv{no_tensor(x), no_tensor(x)};
+  if (mask[0] || mask[1])
+    conv = c.kind == Kind::kPointwise && c.g.stride_h == 1 && c.g.stride_w == 1 ? pointwise_gradients(c, found.x, mask[0], mask[1])
+                                                                              : aten_gradients(c, weight, found.x, mask[0], mask[1]);
+  const Tensor none = no_tensor(x);
+  const Tensor grad_bias = !mask[2] ? no_tensor(x) : norm ? channel_sums(c, found.x, *bias) : found.bias;
+  return {conv.x, conv.weight, grad_bias, found.weight, norm ? found.bias : none, mask[5] ? found.residual : no_tensor(x)};
+}
+
+}  // namespace fastcnn
+
+STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
+  m.impl("conv_bn_act", TORCH_BOX(&fastcnn::conv_bn_act_cpu));
+  m.impl("conv_bn_act_train", TORCH_BOX(&fastcnn::conv_bn_act_train_cpu));
+  m.impl("conv_bn_act_backward", TORCH_BOX(&fastcnn::conv_bn_act_backward_cpu));
+}

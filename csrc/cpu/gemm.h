@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// The packed matrix product behind every 1x1 convolution: c[m][n] = sum_k a[m][k] b[k][n].
+//
+// b is the vector operand: panels of `vectors` hardware vectors, row k at b + k * ldb. a is the broadcast operand, read where it lies, with any
+// two strides. A channels_last convolution broadcasts pixels over packed weights, an NCHW one broadcasts weights over pixels; neither changes
+// the layout of an activation.
+//
+// A tile of rows x vectors accumulators stays in registers for kDepth values of k. AVX-512 (32 registers) holds 14x2, 8x3 or 6x4: 28 or 24
+// independent FMAs cover the latency of two ports (8) and leave registers for the panel row and one broadcast. AVX2 and SSE (16) hold 6x2 or
+// 4x3. A panel slice of kSliceBytes stays in L1 while every tile of rows runs over it; sums over several slices pass through `partial`.
+// Packing and computing are separate, so that a caller may keep packed weights.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "../common/shape.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace fastcnn {
+inline namespace FASTCNN_ISA {
+
+constexpr int64_t kSliceBytes = 32 * 1024;  // two thirds of a 48 KiB L1; a 32 KiB one shares it with L2 at no measured loss
+
+// Uninitialised memory on a cache line, freed at the end of the scope.
+template <typename A> class Scratch {
+ public:
+  explicit Scratch(int64_t count) : memory_(nullptr) {
+    constexpr size_t kLine = 64;
+    if (count <= 0) return;
+    memory_ = std::aligned_alloc(kLine, (size_t(count) * sizeof(A) + kLine - 1) / kLine * kLine);
+    if (memory_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  A* get() const { return static_cast<A*>(memory_); }
+
+ private:
+  void* memory_;
+};
+
+#if defined(__AVX512F__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+constexpr int kUsualVectors = kRegisters == 32 ? 3 : 2;  // of a panel, where there are enough
+constexpr int kMostVectors = kUsualVectors + 1;          // takes in a single vector that would be left over
+constexpr int kMostRows = kRegisters == 32 ? 14 : 8;
+
+constexpr int tile_rows(int vectors) {
+  if (kRegisters == 32) return vectors <= 2 ? 14 : vectors == 3 ? 8 : 6;
+  return vectors == 1 ? 8 : vectors == 2 ? 6 : 4;
+}
+
+constexpr bool tile_fits(int vectors) { return tile_rows(vectors) * vectors + vectors + 1 <= kRegisters && tile_rows(vectors) <= kMostRows; }
+static_assert(tile_fits(1) && tile_fits(2) && tile_fits(kUsualVectors) && tile_fits(kMostVectors), "accumulators, panel row, one broadcast");
+
+// How `vectors` are cut into panels: kUsual each, the last one with what is left, never a single vector where it can join its neighbour.
+struct Panels {
+  int64_t vectors, count;
+  FASTCNN_INLINE explicit Panels(int64_t vectors_) : vectors(vectors_), count(ceil_div(vectors_, kUsualVectors)) {
+    if (count > 1 && vectors % kUsualVectors == 1) --count;
+  }
+  FASTCNN_INLINE int64_t begin(int64_t panel) const { return panel * kUsualVectors; }
+  FASTCNN_INLINE int width(int64_t panel) const { return int((panel + 1 == count ? vectors : begin(panel + 1)) - begin(panel)); }
+};
+
+// c[m][:] = (or +=, with add) sum over depth; c is dense, `kVectors` vectors a row.
+template <typename A, int kRows, int kVectors>
+__attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t ldb, int64_t depth, A* c,
+                                         bool add) {
+  using V = Vec<A>;
+  V sum[kRows][kVectors];
+  if (add) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = V::load(c + (m * kVectors + v) * V::kLanes);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V panel[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) panel[v] = V::load(b + v * V::kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const V value(a[m * row_stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = fma(value, panel[v], sum[m][v]);
+    }
+    a += depth_stride;
+    b += ldb;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[m][v].store(c + (m * kVectors + v) * V::kLanes);
+}
+
+template <typename A> using TileFunction = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool);
+
+template <typename A, int kVectors, int kRows = tile_rows(kVectors)> FASTCNN_INLINE TileFunction<A> tile_with_rows(int rows) {
+  if constexpr (kRows == 1) return gemm_tile<A, 1, kVectors>;
+  else return rows == kRows ? gemm_tile<A, kRows, kVectors> : tile_with_rows<A, kVectors, kRows - 1>(rows);
+}
+
+template <typename A> TileFunction<A> tile_function(int rows, int vectors) {
+  switch (vectors) {
+    case 1: return tile_with_rows<A, 1>(rows);
+    case 2: return tile_with_rows<A, 2>(rows);
+    case 3: return tile_with_rows<A, 3>(rows);
+    default: return tile_with_rows<A, kMostVectors>(rows);
+  }
+}
+
+// rows x one panel. finish(tile, first_row, rows) receives each complete tile, dense, once.
+// partial: room for kMostRows rows of the panel, or for all rows when depth_slices(vectors, depth) > 1.
+template <typename A> FASTCNN_INLINE int64_t depth_slices(int vectors, int64_t depth) {
+  const int64_t most = kSliceBytes / int64_t(sizeof(A)) / (vectors * Vec<A>::kLanes);
+  return depth > most + most / 2 ? ceil_div(depth, most) : 1;
+}
+
+template <typename A, typename Finish>
+FASTCNN_INLINE void gemm_panel(const A* a, int64_t row_stride, int64_t depth_stride, int64_t rows, const A* b, int64_t ldb, int vectors,
+                               int64_t depth, A* partial, Finish&& finish) {
+  const int64_t tiles = ceil_div(rows, tile_rows(vectors));
+  const int64_t slices = depth_slices<A>(vectors, depth);
+  const int64_t width = vectors * Vec<A>::kLanes;
+  const int64_t smallest = tiles == 0 ? 0 : rows / tiles;
+  const TileFunction<A> usual = tile_function<A>(int(smallest), vectors);  // tiles are of this height or one more
+  const TileFunction<A> higher = rows > smallest * tiles ? tile_function<A>(int(smallest) + 1, vectors) : usual;
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const int64_t k = depth * slice / slices;
+    const int64_t part = depth * (slice + 1) / slices - k;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = rows * tile / tiles;
+      const int64_t height = rows * (tile + 1) / tiles - row;
+      A* c = slices == 1 ? partial : partial + row * width;
+      (height == smallest ? usual : higher)(a + row * row_stride + k * depth_stride, row_stride, depth_stride, b + k * ldb, ldb, part, c, slice > 0);
+      if (slice + 1 == slices) finish(c, row, height);
+    }
+  }
+}
+
+// Threads share a product as a grid of rows and vectors; no sum is ever split between them.
+struct GemmSplit {
+  int64_t rows, vectors;
+};
+
+FASTCNN_INLINE int64_t useful_threads(int64_t products) {
+  constexpr int64_t kSerial = 1 << 18;  // below as many multiply-adds a fork costs more than it saves
+  return products < kSerial ? 1 : thread_count();
+}
+
+// A vector costs, per unit of depth, half a cycle for each row it meets, and `packing` cycles.
+inline GemmSplit choose_split(int64_t rows, int64_t vectors, double packing, int64_t threads) {
+  GemmSplit best{1, 1};
+  double best_cost = -1;
+  for (int64_t by_rows = 1; by_rows <= threads; ++by_rows) {
+    const int64_t by_vectors = threads / by_rows;
+    const double cost = double(ceil_div(vectors, by_vectors)) * (0.5 * double(ceil_div(rows, by_rows)) + packing);
+    if (best_cost < 0 || cost < best_cost) best = {by_rows, by_vectors}, best_cost = cost;
+  }
+  return best;
+}
+
+#if defined(__AVX2__)
+// Four columns of kLanes rows, transposed: out[j] holds column j. Row r sits at rows[r]; 128-bit loads go straight to their lane, so that two
+// rounds of shuffles inside the lanes are left.
+FASTCNN_INLINE void transpose_four_columns(const float* const* rows, int64_t k, float* out, int64_t ld) {
+#if defined(__AVX512F__)
+  __m512 quad[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    __m512 q = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + k));
+    q = _mm512_insertf32x4(q, _mm_loadu_ps(rows[4 + i] + k), 1);
+    q = _mm512_insertf32x4(q, _mm_loadu_ps(rows[8 + i] + k), 2);
+    quad[i] = _mm512_insertf32x4(q, _mm_loadu_ps(rows[12 + i] + k), 3);
+  }
+  const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[0], quad[1])), low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[2], quad[3]));
+  const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[0], quad[1])), high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[2], quad[3]));
+  _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)));
+  _mm512_storeu_ps(out + ld, _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23)));
+  _mm512_storeu_ps(out + 2 * ld, _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)));
+  _mm512_storeu_ps(out + 3 * ld, _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23)));
+#else
+  __m256 quad[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    quad[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[i] + k)), _mm_loadu_ps(rows[4 + i] + k), 1);
+  const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[0], quad[1])), low23 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[2], quad[3]));
+  const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[0], quad[1])), high23 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[2], quad[3]));
+  _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23)));
+  _mm256_storeu_ps(out + ld, _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23)));
+  _mm256_storeu_ps(out + 2 * ld, _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23)));
+  _mm256_storeu_ps(out + 3 * ld, _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23)));
+#endif
+}
+#endif
+
+// One vector of b out of kLanes rows of a row-major matrix: out[k * ld + r] = source[r * stride + k] for r < rows. The lanes past `rows` repeat
+// the last row: what they compute is never stored.
+template <typename S, typename A> void pack_transposed_vector(const S* source, int64_t stride, int rows, int64_t depth, A* out, int64_t ld) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  const S* row[kLanes];
+  for (int r = 0; r < kLanes; ++r) row[r] = source + (r < rows ? r : rows - 1) * stride;
+  int64_t k = 0;
+#if defined(__AVX2__)
+  if constexpr (sizeof(S) == 4)
+    for (; k + 4 <= depth; k += 4) transpose_four_columns(row, k, out + k * ld, ld);
+#endif
+  for (; k < depth; ++k)
+    for (int r = 0; r < kLanes; ++r) out[k * ld + r] = to_accumulator(row[r][k]);
+}
+
+// Panels of the vector operand from a row-major [columns][depth] matrix (weights of a channels_last convolution): `panels` covers the columns,
+// out holds panel after panel, [depth][width] each.
+template <typename S, typename A>
+void pack_transposed(const S* source, int64_t stride, int64_t columns, int64_t depth, const Panels& panels, A* out) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  for (int64_t p = 0; p < panels.count; ++p) {
+    const int width = panels.width(p) * kLanes;
+    A* panel = out + panels.begin(p) * kLanes * depth;
+    for (int v = 0; v < panels.width(p); ++v) {
+      const int64_t column = (panels.begin(p) + v) * kLanes;
+      const int64_t left = columns - column;
+      pack_transposed_vector(source + column * stride, stride, int(left < kLanes ? left : kLanes), depth, panel + v * kLanes, int64_t(width));
+    }
+  }
+}
+
+// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros up to the panel's width.
+template <typename S, typename A>
+void pack_rows(const S* source, int64_t stride, int64_t columns, int vectors, int64_t depth, A* out) {
+  using V = Vec<A>;
+  const int full = int(columns / V::kLanes);
+  const int rest = int(columns % V::kLanes);
+  for (int64_t k = 0; k < depth; ++k) {
+    const S* row = source + k * stride;
+    A* line = out + k * vectors * V::kLanes;
+    for (int v = 0; v < full; ++v) V::load(row + v * V::kLanes).store(line + v * V::kLanes);
+    if (rest > 0) V::load(row + full * V::kLanes, rest).store(line + full * V::kLanes);
+  }
+}
+
+}  // namespace FASTCNN_ISA
+}  // namespace fastcnn
