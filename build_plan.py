@@ -103,11 +103,15 @@ def plan_cuda(torch: tuple[Path | None, str, str | None]) -> SimpleNamespace:
     return plan
 
 
+def _find_compiler() -> str | None:
+    asked = os.environ.get("CXX", "").split()[-1:]  # CXX may be "ccache g++"
+    return next(filter(None, map(shutil.which, asked or ["c++", "g++", "clang++"])), None)
+
+
 @functools.cache
 def plan_build() -> SimpleNamespace:
     """.torch and .cuda as above; .reason says why there will be no compiled library, .needs what has to be done first to get one."""
-    torch = find_torch()
-    compiler = next(filter(None, map(shutil.which, [os.environ["CXX"].split()[-1]] if "CXX" in os.environ else ["c++", "g++", "clang++"])), None)
+    torch, compiler = find_torch(), _find_compiler()
     reason = needs = None
     if sys.platform != "linux":
         reason = f"the compiled libraries are for Linux, this is {sys.platform}"
@@ -142,6 +146,8 @@ def job_count() -> tuple[int, str]:
 
 
 def _machine_requirements() -> list[str]:
+    if sys.platform != "linux" or _find_compiler() is None:
+        return []
     tools = [] if find_tool("cmake", CMAKE_NEEDED) else ["cmake>=3.22"]
     tools += [] if find_tool("ninja") else ["ninja"]
     return tools + (["torch>=2.10"] if find_torch()[0] is None and "FASTCNN_TORCH" not in os.environ else [])
