@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Channel shuffle: 1 read and 1 write an element, nothing else; memory bandwidth is the roof.
+//
+// NCHW copies whole planes. NHWC permutes the C elements of a pixel. A shuffle by few groups interleaves that many streams, its inverse
+// deals one stream out to them; with the number of streams a constant (kStreams below) the compiler turns either loop into vector shuffles.
+// Any other number runs as a strided copy, one element a step.
+#include "channel_shuffle.h"
+
+#include <type_traits>
+
+#include "../common/dispatch.h"
+#include "parallel.h"
+
+namespace fastcnn {
+inline namespace FASTCNN_ISA {
+namespace {
+
+constexpr int64_t kGrainBytes = 131072;  // copied bytes that are worth a thread
+
+template <typename T> void shuffle_planes(const ChannelShuffleArgs& args) {
+  const int64_t C = args.C, HW = args.HW, groups = args.groups, depth = C / groups;
+  const size_t bytes = size_t(HW) * sizeof(T);
+  parallel_for(args.N * C, ceil_div(kGrainBytes, int64_t(bytes)), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t n = plane / C, c = plane - n * C, i = c / groups, g = c - i * groups;
+      const T* source = static_cast<const T*>(args.x) + (n * C + g * depth + i) * HW;
+      std::memcpy(static_cast<T*>(args.y) + plane * HW, source, bytes);
+    }
+  });
+}
+
+// y[i * kStreams + s] = x[s * length + i]
+template <typename T, int kStreams> struct Interleave {
+  static FASTCNN_INLINE void run(const T* __restrict x, T* __restrict y, int64_t length) {
+    for (int64_t i = 0; i < length; ++i)
+      for (int s = 0; s < kStreams; ++s) y[i * kStreams + s] = x[s * length + i];
+  }
+};
+
+// y[s * length + i] = x[i * kStreams + s]
+template <typename T, int kStreams> struct Deal {
+  static FASTCNN_INLINE void run(const T* __restrict x, T* __restrict y, int64_t length) {
+    for (int64_t i = 0; i < length; ++i)
+      for (int s = 0; s < kStreams; ++s) y[s * length + i] = x[i * kStreams + s];
+  }
+};
+
+template <typename T, typename F> void each_pixel(const ChannelShuffleArgs& args, F permute) {
+  parallel_for(args.N * args.HW, ceil_div(kGrainBytes, args.C * int64_t(sizeof(T))), [&](int64_t begin, int64_t end) {
+    for (int64_t pixel = begin; pixel < end; ++pixel)
+      permute(static_cast<const T*>(args.x) + pixel * args.C, static_cast<T*>(args.y) + pixel * args.C);
+  });
+}
+
+template <typename T> void shuffle_pixels(const ChannelShuffleArgs& args) {
+  const int64_t groups = args.groups, depth = args.C / groups;
+  const auto fixed = [&](auto streams) {
+    constexpr int kStreams = decltype(streams)::value;
+    if (groups == kStreams) each_pixel<T>(args, [=](const T* x, T* y) { Interleave<T, kStreams>::run(x, y, depth); });
+    else each_pixel<T>(args, [=](const T* x, T* y) { Deal<T, kStreams>::run(x, y, groups); });
+  };
+  const int64_t streams = groups < depth ? groups : depth;
+  switch (streams) {
+    case 1: return each_pixel<T>(args, [&](const T* x, T* y) { std::memcpy(y, x, size_t(args.C) * sizeof(T)); });
+    case 2: return fixed(std::integral_constant<int, 2>{});
+    case 3: return fixed(std::integral_constant<int, 3>{});
+    case 4: return fixed(std::integral_constant<int, 4>{});
+    case 8: return fixed(std::integral_constant<int, 8>{});
+    default: break;
+  }
+  each_pixel<T>(args, [=](const T* x, T* y) {
+    for (int64_t i = 0; i < depth; ++i)
+      for (int64_t g = 0; g < groups; ++g) y[i * groups + g] = x[g * depth + i];
+  });
+}
+
+template <typename T> void shuffle(const ChannelShuffleArgs& args) {
+  if (args.layout == Layout::kNCHW) shuffle_planes<T>(args);
+  else shuffle_pixels<T>(args);
+}
+
+}  // namespace
+
+void channel_shuffle_kernel(const ChannelShuffleArgs& args) {
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16: return shuffle<uint16_t>(args);
+    case Dtype::kFloat32: return shuffle<uint32_t>(args);
+    case Dtype::kFloat64: return shuffle<uint64_t>(args);
+  }
+}
+
+}  // namespace FASTCNN_ISA
+}  // namespace fastcnn

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Global average pooling and its gradient: 1 read an element forward, 1 write backward, [N, C] besides. The sums are plane_sum.h's.
+#include "global_avg_pool.h"
+
+#include "../common/dispatch.h"
+#include "plane_sum.h"
+
+namespace fastcnn {
+inline namespace FASTCNN_ISA {
+namespace {
+
+template <typename S> void forward(const GlobalAvgPoolArgs& args) {
+  using A = Accumulator<S>;
+  const S* x = static_cast<const S*>(args.x);
+  S* y = static_cast<S*>(args.y);
+  A* wide = static_cast<A*>(args.wide);
+  const double pixels = double(args.HW);
+  plane_sums<S>(
+      args.layout, args.N, args.C, args.HW, args.scratch, [=](auto lanes, int64_t i) { return lanes.load(x + i); },
+      [=](int64_t plane, double total) {
+        const A mean = A(total / pixels);
+        if (wide != nullptr) wide[plane] = mean;
+        else y[plane] = from_accumulator<S>(mean);
+      });
+}
+
+template <typename S> void backward(const GlobalAvgPoolBackwardArgs& args) {
+  using V = VecOf<S>;
+  const S* grad = static_cast<const S*>(args.grad);
+  S* grad_x = static_cast<S*>(args.grad_x);
+  const V share(1.0 / double(args.HW));
+  if (args.layout == Layout::kNCHW) {
+    parallel_for(args.N * args.C, ceil_div(kPlaneGrain, args.HW), [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const V value = V(to_accumulator(grad[plane])) * share;
+        over_lanes<V>(args.HW, [&](int64_t i, auto lanes) { lanes.store(value, grad_x + plane * args.HW + i); });
+      }
+    });
+  } else {
+    parallel_for(args.N * args.HW, ceil_div(kPlaneGrain, args.C), [&](int64_t begin, int64_t end) {
+      for (int64_t pixel = begin; pixel < end; ++pixel) {
+        const S* row = grad + pixel / args.HW * args.C;
+        over_lanes<V>(args.C, [&](int64_t c, auto lanes) { lanes.store(lanes.load(row + c) * share, grad_x + pixel * args.C + c); });
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void global_avg_pool_forward_kernel(const GlobalAvgPoolArgs& args) {
+  dispatch_dtype(args.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(args); });
+}
+
+void global_avg_pool_backward_kernel(const GlobalAvgPoolBackwardArgs& args) {
+  dispatch_dtype(args.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(args); });
+}
+
+}  // namespace FASTCNN_ISA
+}  // namespace fastcnn
