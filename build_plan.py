@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be built on this machine, and the PEP 517 backend that pyproject.toml names.
 
-The backend is setuptools' own, plus the requirements that only some machines have: cmake and ninja where they are missing; torch only where no
-environment around the build has it, so that an isolated build does not fetch 5 GB in vain. Nothing here downloads, and torch is never imported:
-its folder is all that the LibTorch stable ABI needs.
+The backend is setuptools' own, plus the requirements that only some machines have: cmake and ninja where they are
+missing; torch only where no environment around the build has it, so that an isolated build does not fetch 5 GB in
+vain. Nothing here downloads, and torch is never imported: its folder is all that the LibTorch stable ABI needs.
 
-FASTCNN_CUDA=auto|0|1  FASTCNN_CUDA_ARCHS="90;120"  FASTCNN_TORCH=folder of torch  MAX_JOBS=n  CXX=compiler  CUDA_HOME=toolkit
+FASTCNN_CUDA=auto|0|1  FASTCNN_CUDA_ARCHS="90;120"  FASTCNN_TORCH=folder  MAX_JOBS=n  CXX=compiler  CUDA_HOME=folder
 """
 
 import functools
@@ -33,7 +33,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def _site_folders() -> list[Path]:
-    """Where packages of the environment that is built for lie; pip's isolation hides them from sys.path, not from the disk."""
+    """Where the packages of the environment around the build lie: pip's isolation hides them from sys.path only."""
     paths = [*sysconfig.get_paths().values(), site.getusersitepackages()]
     config = Path(sys.prefix, "pyvenv.cfg")
     if config.is_file() and re.search(r"include-system-site-packages\s*=\s*true", config.read_text(encoding="utf-8")):
@@ -73,11 +73,14 @@ def find_tool(name: str, least: tuple[int, ...] = ()) -> str | None:
 def _find_nvcc() -> str | None:
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     asked = [str(Path(home, "bin", "nvcc")) for home in homes if home]
-    return next(filter(None, map(shutil.which, [*asked, os.environ.get("CUDACXX", ""), "nvcc", "/usr/local/cuda/bin/nvcc"])), None)
+    return next(
+        filter(None, map(shutil.which, [*asked, os.environ.get("CUDACXX", ""), "nvcc", "/usr/local/cuda/bin/nvcc"])),
+        None,
+    )
 
 
 def plan_cuda(torch: tuple[Path | None, str, str | None]) -> SimpleNamespace:
-    """What becomes of the CUDA library: .nvcc when it is built, else .reason; .error stops the build, .warning does not."""
+    """The CUDA library: .nvcc when it will be built, else .reason; .error stops the build, .warning does not."""
     folder, version, torch_cuda = torch
     plan = SimpleNamespace(nvcc=None, reason=None, error=None, warning=None)
     mode, nvcc = os.environ.get("FASTCNN_CUDA", "auto"), _find_nvcc()
@@ -95,9 +98,15 @@ def plan_cuda(torch: tuple[Path | None, str, str | None]) -> SimpleNamespace:
         toolkit = release[1] if release else "of an unknown version"
         both = f"{nvcc} is CUDA {toolkit}, torch {version} in {folder} is built with CUDA {torch_cuda}"
         if numbers(toolkit)[:1] != numbers(torch_cuda)[:1]:
-            plan.error = f"{both}: the major versions must be the same. Set CUDA_HOME to a CUDA {torch_cuda} toolkit, or FASTCNN_CUDA=0"
+            plan.error = (
+                f"{both}: the major versions must be the same. "
+                f"Set CUDA_HOME to a CUDA {torch_cuda} toolkit, or FASTCNN_CUDA=0"
+            )
         else:
-            plan.nvcc, plan.warning = nvcc, f"{both}: a differing minor version works in practice" if toolkit != torch_cuda else None
+            plan.nvcc, plan.warning = (
+                nvcc,
+                f"{both}: a differing minor version works in practice" if toolkit != torch_cuda else None,
+            )
     if mode == "1" and plan.reason:
         plan.error = f"FASTCNN_CUDA=1, but the CUDA library cannot be built: {plan.reason}"
     return plan
@@ -110,7 +119,7 @@ def _find_compiler() -> str | None:
 
 @functools.cache
 def plan_build() -> SimpleNamespace:
-    """.torch and .cuda as above; .reason says why there will be no compiled library, .needs what has to be done first to get one."""
+    """.torch and .cuda as above; .reason: why nothing will be compiled; .needs: what has to be done first."""
     torch, compiler = find_torch(), _find_compiler()
     reason = needs = None
     if sys.platform != "linux":
@@ -138,8 +147,11 @@ def _memory_gb() -> float:
 
 def job_count() -> tuple[int, str]:
     """(parallel compilers, why so many)."""
-    if os.environ.get("MAX_JOBS"):
-        return max(1, int(os.environ["MAX_JOBS"])), "MAX_JOBS"
+    asked = os.environ.get("MAX_JOBS")
+    if asked:
+        if not asked.isdecimal() or int(asked) < 1:
+            raise SystemExit(f"fastcnn: MAX_JOBS must be a whole number from 1 up, got {asked!r}")
+        return int(asked), "MAX_JOBS"
     cores, memory = len(os.sched_getaffinity(0)), _memory_gb()
     jobs = max(1, min(cores, int(0.7 * memory / GB_PER_JOB)))
     return jobs, f"{cores} cores, {memory:.1f} GB of memory free, {GB_PER_JOB} GB each; MAX_JOBS=n overrides"

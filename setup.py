@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what will be built and drives CMake; build_plan.py decides, CMakeLists.txt is the one description of the build."""
+"""Says what will be built and drives CMake: build_plan.py decides, CMakeLists.txt describes the build."""
 
 import json
 import os
@@ -43,9 +43,15 @@ class BuildLibraries(setuptools.Command):
         if plan.cuda.error:
             raise SystemExit(f"fastcnn: {plan.cuda.error}")
         target.mkdir(parents=True, exist_ok=True)
-        info = {"cpu": {"not_built": plan.reason, "needs": plan.needs}, "cuda": {"not_built": plan.reason or plan.cuda.reason}}
+        info = {
+            "cpu": {"not_built": plan.reason, "needs": plan.needs},
+            "cuda": {"not_built": plan.reason or plan.cuda.reason},
+        }
         if plan.reason:
-            say(f"no compiled library: {plan.reason}; every op will run through its slower plain-torch reference. To change that: {plan.needs}")
+            say(
+                f"no compiled library: {plan.reason}; every op will run through its slower plain-torch reference. "
+                f"To change that: {plan.needs}"
+            )
         else:
             self.compile(plan, target, info)
         _replace(target / "build_info.json", json.dumps(info, indent=1).encode())
@@ -58,7 +64,11 @@ class BuildLibraries(setuptools.Command):
             say(f"warning: {plan.cuda.warning}")
         say(f"jobs: {jobs} ({why})")
         folder, started = ROOT / "build/setup", time.monotonic()
-        options = {"FASTCNN_TORCH": plan.torch[0], "CMAKE_MAKE_PROGRAM": find_tool("ninja"), "FASTCNN_CUDA": "ON" if plan.cuda.nvcc else "OFF"}
+        options = {
+            "FASTCNN_TORCH": plan.torch[0],
+            "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
+            "FASTCNN_CUDA": "ON" if plan.cuda.nvcc else "OFF",
+        }
         if plan.cuda.nvcc:
             options["CMAKE_CUDA_COMPILER"] = plan.cuda.nvcc
         if os.environ.get("FASTCNN_CUDA_ARCHS"):
@@ -92,7 +102,11 @@ def _cached(folder: Path, name: str) -> str | None:
 def _call(command: list[str]) -> None:
     done = subprocess.run(command, check=False)
     if done.returncode:
-        raise SystemExit(f"fastcnn: the build failed ({' '.join(command[:2])} ended with {done.returncode}); its messages stand above (pip -v shows them)")
+        raise SystemExit(
+            f"fastcnn: the build failed, {' '.join(command[:2])} ended with {done.returncode}; "
+            "its messages stand above (pip -v shows them). "
+            "FASTCNN_CUDA=0 builds without CUDA"
+        )
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -106,7 +120,9 @@ class Build(build):
     sub_commands = [*build.sub_commands, ("build_libraries", None)]
 
     def run(self) -> None:
-        shutil.rmtree(self.build_lib, ignore_errors=True)  # a module that was removed since must not come back in the wheel
+        shutil.rmtree(
+            self.build_lib, ignore_errors=True
+        )  # a module that was removed since must not come back in the wheel
         super().run()
 
 
@@ -117,7 +133,9 @@ class Distribution(setuptools.Distribution):
 
 if __name__ == "__main__":
     if numbers(setuptools.__version__) < SETUPTOOLS_NEEDED:
-        raise SystemExit(f"fastcnn: building needs setuptools >= 77, this is {setuptools.__version__}: pip install -U setuptools")
+        raise SystemExit(
+            f"fastcnn: building needs setuptools >= 77, this is {setuptools.__version__}: pip install -U setuptools"
+        )
     setuptools.setup(
         # mounted: the import name triton_kernels belongs to another project
         packages=[*setuptools.find_packages(str(ROOT), include=["fastcnn", "fastcnn.*"]), "fastcnn.triton_kernels"],

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dispatcher namespace ``fastcnn``: its schemas, the compiled libraries that serve it, and what to say when one cannot be loaded.
+"""The dispatcher namespace ``fastcnn``: its schemas, the compiled libraries, and what to say when one cannot be loaded.
 
-``import fastcnn`` never fails because of a compiled library. Without one, the schemas are defined from ``schemas.txt`` here, and every op runs
-through its plain-torch reference, after one warning that names the reason and the command that fixes it. ``FASTCNN_REQUIRE_EXT=1`` turns that
-warning into an ImportError.
+``import fastcnn`` never fails because of a compiled library. Without one, the schemas are defined from ``schemas.txt``
+here, and every op runs through its plain-torch reference, after one warning that names the reason and the command that
+fixes it. ``FASTCNN_REQUIRE_EXT=1`` turns that warning into an ImportError.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class CompiledLibrary:
         here = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}-{sys.platform}"
         if "torch" not in built:
             return f"here: {here}"
-        return f"built for torch {built['torch']}, Python {built.get('python', '?')}, {built.get('platform', '?')}; here: {here}"
+        python, machine = built.get("python", "?"), built.get("platform", "?")
+        return f"built for torch {built['torch']}, Python {python}, {machine}; here: {here}"
 
     def fix(self) -> str | None:
         """The command that gets this library loaded, None when it is."""
@@ -93,12 +94,12 @@ class CompiledLibrary:
             return f"{needs}, then: {reinstall_command()}" if needs else reinstall_command()
         command = f"FASTCNN_CUDA=1 {reinstall_command()}"
         if torch.version.cuda is None:
-            return f"on a machine with an NVIDIA GPU, install a CUDA build of torch and nvcc of the same version, then: {command}"
+            return f"for an NVIDIA GPU, install a CUDA build of torch and nvcc of the same version, then: {command}"
         return f"with nvcc of CUDA {torch.version.cuda} on PATH or in CUDA_HOME: {command}"
 
 
 def reinstall_command() -> str:
-    """What rebuilds this very copy: an editable one or a source tree in place, one that pip took from a folder or archive from there."""
+    """What rebuilds this very copy: a source tree in place, a copy that pip made of a folder or archive from there."""
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.parse import unquote, urlparse
 
@@ -119,10 +120,12 @@ def reinstall_command() -> str:
 
 
 def _warn_not_loaded(library: CompiledLibrary) -> None:
-    text = (f"fastcnn: the compiled {library.device} library is not in use ({library.reason}).\n"
-            f"  {library.describe()}.\n"
-            f"  Every op still works, through its slower plain-torch reference. To fix it: {library.fix()}\n"
-            f"  `fastcnn info` tells more; FASTCNN_REQUIRE_EXT=1 makes this an error.")
+    text = (
+        f"fastcnn: the compiled {library.device} library is not in use ({library.reason}).\n"
+        f"  {library.describe()}.\n"
+        f"  Every op still works, through its slower plain-torch reference. To fix it: {library.fix()}\n"
+        f"  `fastcnn info` tells more; FASTCNN_REQUIRE_EXT=1 makes this an error."
+    )
     if os.environ.get("FASTCNN_REQUIRE_EXT") == "1":
         raise ImportError(text)
     warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -135,8 +138,11 @@ def _check_isa_request() -> None:
     if wanted not in ISAS:
         raise ImportError(f"FASTCNN_CPU_ISA must be one of {', '.join(ISAS)}, got {wanted!r}")
     if CPU.loaded and isa_active() != wanted:
-        warnings.warn(f"fastcnn: FASTCNN_CPU_ISA={wanted} is not what this machine or build has; {isa_active()} is used", RuntimeWarning,
-                      stacklevel=2)
+        warnings.warn(
+            f"fastcnn: FASTCNN_CPU_ISA={wanted} is not what this machine or build has; {isa_active()} is used",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _ask(symbol: str) -> str | None:
@@ -169,7 +175,7 @@ def serves(op: str) -> dict[str, str]:
 
 
 def info() -> dict[str, Any]:
-    """Everything that `fastcnn info` shows: versions, what was built and is loaded, why not, the fix, and what serves each op."""
+    """What `fastcnn info` shows: versions, what was built and is loaded, why not, the fix, what serves each op."""
     from . import __version__
 
     best = isa_machine()
@@ -179,11 +185,18 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": {
-            "built": CPU.loaded, "reason": CPU.reason, "fix": CPU.fix(), "isas_built": CPU.build.get("isas", []),
-            "isa_machine": list(ISAS[: ISAS.index(best) + 1]) if best else [], "isa_active": isa_active() or "reference",
+            "built": CPU.loaded,
+            "reason": CPU.reason,
+            "fix": CPU.fix(),
+            "isas_built": CPU.build.get("isas", []),
+            "isa_machine": list(ISAS[: ISAS.index(best) + 1]) if best else [],
+            "isa_active": isa_active() or "reference",
         },
         "cuda": {
-            "built": CUDA.loaded, "reason": CUDA.reason, "fix": CUDA.fix(), "archs": CUDA.build.get("archs", []),
+            "built": CUDA.loaded,
+            "reason": CUDA.reason,
+            "fix": CUDA.fix(),
+            "archs": CUDA.build.get("archs", []),
             "toolkit": CUDA.build.get("toolkit"),
         },
         "triton": {"available": _triton.why_not() is None, "version": _triton.version(), "reason": _triton.why_not()},

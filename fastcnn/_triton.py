@@ -26,7 +26,9 @@ def why_not() -> str | None:
         return f"Triton is for Linux, this is {sys.platform}"
     try:
         importlib.import_module("triton")
-    except Exception as error:  # a broken Triton raises anything from ImportError to AttributeError, and must not take fastcnn along
+    except (
+        Exception
+    ) as error:  # a broken Triton raises anything from ImportError to AttributeError, and must not take fastcnn along
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -50,7 +52,9 @@ def _package() -> str:
     # an installed copy has triton_kernels inside fastcnn; a source tree used without an install has it beside
     folder = Path(__file__).resolve().parents[1] / "triton_kernels"
     if importlib.util.find_spec(_PACKAGE) is None and _PACKAGE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            _PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules[_PACKAGE] = module
         spec.loader.exec_module(module)
@@ -70,5 +74,9 @@ def _serve(op: str, *args: Any) -> Any:
         return launcher(op)(*args)
     from .ops._register import REFERENCES, overload
 
-    warnings.warn(f"fastcnn: Triton is installed but not usable ({reason}); {op} runs its plain-torch reference", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        f"fastcnn: Triton is installed but not usable ({reason}); {op} runs its plain-torch reference",
+        RuntimeWarning,
+        stacklevel=2,
+    )
     return REFERENCES[overload(op)](*args)

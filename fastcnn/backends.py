@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from . import _library, _triton
 from ._library import CPU, CUDA, NAMESPACE, SCHEMAS
 from .ops._checks import ACTIVATIONS
-from .ops._register import REFERENCES, overload
+from .ops._register import REFERENCES
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -34,7 +34,12 @@ class Explanation:
     rejected: dict[str, str]
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.op}: {self.backend} ({self.detail})", *(f"  not {name}: {why}" for name, why in self.rejected.items())])
+        return "\n".join(
+            [
+                f"{self.op}: {self.backend} ({self.detail})",
+                *(f"  not {name}: {why}" for name, why in self.rejected.items()),
+            ]
+        )
 
 
 def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
@@ -53,24 +58,35 @@ def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
     if x is None:
         raise ValueError(f"explain: {name} must be given the arguments of the call, one tensor at least")
     if x.device.type == "meta":
-        return Explanation(name, "fake", "meta tensors have a shape and no data", dict.fromkeys(BACKENDS, "x is on meta"))
-    forced = next((mode.backend for mode in reversed(_get_current_dispatch_mode_stack()) if isinstance(mode, use_backend)), None)
+        return Explanation(
+            name, "fake", "meta tensors have a shape and no data", dict.fromkeys(BACKENDS, "x is on meta")
+        )
+    forced = next(
+        (mode.backend for mode in reversed(_get_current_dispatch_mode_stack()) if isinstance(mode, use_backend)), None
+    )
     if forced is not None:
-        return Explanation(name, forced, "use_backend", {b: f"use_backend({forced!r}) is active" for b in BACKENDS if b != forced})
+        return Explanation(
+            name, forced, "use_backend", {b: f"use_backend({forced!r}) is active" for b in BACKENDS if b != forced}
+        )
     reasons = {backend: _why_not(backend, name, x.device) for backend in BACKENDS}
     if x.device.type == "cpu":
         reasons["triton"] = reasons["triton"] or "on the CPU its interpreter runs under use_backend('triton') only"
     chosen = next(backend for backend, reason in reasons.items() if reason is None)
-    return Explanation(name, chosen, _detail(chosen, x), {b: reason or f"{chosen} comes first" for b, reason in reasons.items() if b != chosen})
+    return Explanation(
+        name,
+        chosen,
+        _detail(chosen, x),
+        {b: reason or f"{chosen} comes first" for b, reason in reasons.items() if b != chosen},
+    )
 
 
-class use_backend(TorchDispatchMode):  # noqa: N801  (reads as a function: `with use_backend("reference"):`)
+class use_backend(TorchDispatchMode):
     """Sends every fastcnn op inside the ``with`` block to one backend; gradients and autocast work as ever.
 
     Args:
         backend: "cuda", "triton", "cpu" or "reference" (plain torch, on any device).
-    Raises: ValueError for another name; BackendUnavailable here when the backend is not on this machine, and at the call when it has no
-        kernel for that op or device.
+    Raises: ValueError for another name; BackendUnavailable here when the backend is not on this machine, and at the
+        call when it has no kernel for that op or device.
 
     >>> with fastcnn.use_backend("reference"):
     ...     fastcnn.ops.hardswish(torch.tensor([3.])).tolist()
@@ -123,11 +139,17 @@ def _why_not(backend: str, op: str, device: torch.device) -> str | None:
 def _detail(backend: str, x: Tensor) -> str:
     if backend == "cpu":
         return "plain, the build that has float64" if x.dtype is torch.float64 else str(_library.isa_active())
-    return {"cuda": "compiled kernel", "triton": f"Triton {_triton.version()}", "reference": f"plain torch on {x.device.type}"}[backend]
+    return {
+        "cuda": "compiled kernel",
+        "triton": f"Triton {_triton.version()}",
+        "reference": f"plain torch on {x.device.type}",
+    }[backend]
 
 
 def _op_name(op: str | Callable) -> str:
-    names: Iterator[str] = iter([op] if isinstance(op, str) else [getattr(op, "__name__", ""), getattr(op, "_opname", "")])
+    names: Iterator[str] = iter(
+        [op] if isinstance(op, str) else [getattr(op, "__name__", ""), getattr(op, "_opname", "")]
+    )
     for name in (n.removesuffix(".default") for n in names):
         if name in SCHEMAS:
             return name

@@ -36,7 +36,12 @@ def _poisoned(allocate: Callable) -> Callable:
     def run(*args, **kwargs):
         fresh = allocate(*args, **kwargs)
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.startswith("fastcnn.") and type(fresh) is torch.Tensor and fresh.device.type in ("cpu", "cuda") and fresh.is_floating_point():
+        if (
+            caller.startswith("fastcnn.")
+            and type(fresh) is torch.Tensor
+            and fresh.device.type in ("cpu", "cuda")
+            and fresh.is_floating_point()
+        ):
             fresh.fill_(float("nan"))
         return fresh
 
@@ -45,7 +50,7 @@ def _poisoned(allocate: Callable) -> Callable:
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the package allocates without a value starts as NaN, so that an element nobody wrote shows. Fake tensors are left alone."""
+    """What the package allocates without a value starts as NaN: an element nobody wrote shows. Not for fake tensors."""
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):

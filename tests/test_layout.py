@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules that a reader relies on to guess a path: one stem per op, sizes, the licence line, nothing of anybody's machine."""
+"""House rules: one stem per op in every tree, sizes, the licence line, nothing of anybody's machine."""
 
 import re
 import subprocess
@@ -20,13 +20,25 @@ NOT_A_MODEL = {"__init__", "blocks", "registry", "weights"}
 
 
 def _source_files() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if listed.returncode == 0:
         found = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:  # an unpacked sdist
         tops = ("csrc", "fastcnn", "triton_kernels", "tests", "benchmarks")
-        found = [p for top in tops for p in (ROOT / top).rglob("*") if "__pycache__" not in p.parts] + [p for p in ROOT.iterdir()]
-    return sorted(p for p in found if p.is_file() and p.suffix in (*CODE, ".txt", ".toml", ".md", ".json", ".in", "") and p.name != "LICENSE")
+        found = [p for top in tops for p in (ROOT / top).rglob("*") if "__pycache__" not in p.parts] + [
+            p for p in ROOT.iterdir()
+        ]
+    return sorted(
+        p
+        for p in found
+        if p.is_file() and p.suffix in (*CODE, ".txt", ".toml", ".md", ".json", ".in", "") and p.name != "LICENSE"
+    )
 
 
 FILES = _source_files()
@@ -45,13 +57,16 @@ def _budget(path: Path) -> int:
 
 
 @pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("place", ["csrc/cpu/{}.cpp", "fastcnn/ops/{}.py", "tests/ops/test_{}.py", "benchmarks/ops/bench_{}.py"])
+@pytest.mark.parametrize(
+    "place", ["csrc/cpu/{}.cpp", "fastcnn/ops/{}.py", "tests/ops/test_{}.py", "benchmarks/ops/bench_{}.py"]
+)
 def test_every_op_has_its_file_in_every_tree(stem, place):
     assert (ROOT / place.format(stem)).is_file()
 
 
 @pytest.mark.parametrize(("folder", "pattern"), [
-    ("csrc/cpu", r"(.+?)(\.kernel)?\.cpp"), ("csrc/cuda", r"(.+)\.cuh?"), ("triton_kernels", r"(.+)\.py"), ("fastcnn/ops", r"([^_].*)\.py"),
+    ("csrc/cpu", r"(.+?)(\.kernel)?\.cpp"), ("csrc/cuda", r"(.+)\.cuh?"),
+    ("triton_kernels", r"(.+)\.py"), ("fastcnn/ops", r"([^_].*)\.py"),
     ("tests/ops", r"test_(.+)\.py"), ("benchmarks/ops", r"bench_(.+)\.py"),
 ])  # fmt: skip
 def test_no_file_without_an_op(folder, pattern):
@@ -96,4 +111,8 @@ def test_nothing_of_a_machine_or_a_registry():
 
 def test_triton_kernels_stand_alone():
     text = {p: p.read_text(encoding="utf-8") for p in CODE_FILES if p.parent == ROOT / "triton_kernels"}
-    assert [_name(p) for p, code in text.items() if re.search(r"^\s*(import|from) fastcnn|torch\.library", code, re.MULTILINE)] == []
+    assert [
+        _name(p)
+        for p, code in text.items()
+        if re.search(r"^\s*(import|from) fastcnn|torch\.library", code, re.MULTILINE)
+    ] == []

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels and their launchers, a page per op; installed as ``fastcnn.triton_kernels``. Importing this package does not import Triton."""
+"""Triton kernels and their launchers, a page per op, installed as ``fastcnn.triton_kernels``. Imports no Triton."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""h-swish, forward and backward, over dense memory. One read and one write an element (backward two and one): the roof is DRAM bandwidth."""
+"""h-swish, forward and backward, over dense memory.
+
+One read and one write an element (backward two and one): the roof is DRAM bandwidth.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOP formulas for torch.utils.flop_counter, handed over when somebody imports it.
 
-Importing it ourselves would import Triton (a quarter of a second, and a broken Triton would take ``import fastcnn`` along).
+Importing it ourselves would import Triton: a quarter of a second, and a broken Triton would take fastcnn along.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def register_flops(op: Any, formula: Callable) -> None:
 
 
 class _HandOver(MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != _COUNTER:
             return None
         sys.meta_path.remove(self)

@@ -27,11 +27,13 @@ def _run(*command):
 
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_an_instruction_set_defines_only_its_own_symbols(isa):
-    """The linker merges equal weak symbols of all objects: an inline function outside the namespace could run AVX-512 code on any machine."""
+    """The linker merges equal weak symbols: an inline function outside the namespace brings AVX-512 to any machine."""
     for path in _objects(isa):
         for line in _run("nm", "-C", "--defined-only", str(path)).splitlines():
             kind, name = line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1)
-            shared = kind in "TDBRWVu" and not name.startswith("DW.ref.")  # DW.ref: a pointer to the unwinder, data without code
+            shared = kind in "TDBRWVu" and not name.startswith(
+                "DW.ref."
+            )  # DW.ref: a pointer to the unwinder, data without code
             assert not shared or f"fastcnn::{isa}::" in name, f"{path.name}: {kind} {name}"
 
 
@@ -42,7 +44,17 @@ def test_dependencies(library):
         pytest.skip(f"the {library.device} library was not built: {library.reason}")
     dynamic = _run("readelf", "-d", str(library.path))
     needed = {re.sub(r"\.so.*", "", name) for name in re.findall(r"NEEDED.*\[(.+)\]", dynamic)}
-    assert needed <= {"libtorch_cpu", "libtorch_cuda", "libcudart", "libstdc++", "libm", "libgcc_s", "libc", "ld-linux-x86-64", "ld-linux-aarch64"}
+    assert needed <= {
+        "libtorch_cpu",
+        "libtorch_cuda",
+        "libcudart",
+        "libstdc++",
+        "libm",
+        "libgcc_s",
+        "libc",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+    }
     assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
 
 

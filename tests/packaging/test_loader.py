@@ -29,7 +29,10 @@ def write_build_info(folder, **cpu):
 
 def test_no_library_gives_one_warning_and_working_ops(tmp_path):
     install_copy(tmp_path)
-    done = python(ONE_CALL + "; print(fastcnn._library.info()['ops']['hardswish']['cpu'], fastcnn._library.isa_active())", tmp_path)
+    done = python(
+        ONE_CALL + "; print(fastcnn._library.info()['ops']['hardswish']['cpu'], fastcnn._library.isa_active())",
+        tmp_path,
+    )
     warns_once(done, warning_text("it was not built when this copy was installed", f"here: {HERE}", IN_SOURCE_FOLDER))
     assert done.stdout == "reference None\n"
 
@@ -52,7 +55,9 @@ def test_a_library_with_an_undefined_symbol(tmp_path):
     install_copy(tmp_path / "site")
     folder = tmp_path / "older"
     folder.mkdir()
-    (folder / "old.cpp").write_text('extern "C" void symbol_of_another_torch(); static int called = (symbol_of_another_torch(), 1);')
+    (folder / "old.cpp").write_text(
+        'extern "C" void symbol_of_another_torch(); static int called = (symbol_of_another_torch(), 1);'
+    )
     path = folder / "libfastcnn_cpu.so"
     subprocess.run(["g++", "-shared", "-fPIC", "-o", path, folder / "old.cpp"], check=True)
     write_build_info(folder, **BUILD)
@@ -65,7 +70,9 @@ def test_a_file_that_is_no_library(tmp_path):
     folder = install_copy(tmp_path)
     (folder / "libfastcnn_cpu.so").write_bytes(b"\x7fELF cut off")
     done = python(ONE_CALL, tmp_path)
-    warns_once(done, warning_text(f"OSError: {folder}/libfastcnn_cpu.so: file too short", f"here: {HERE}", IN_SOURCE_FOLDER))
+    warns_once(
+        done, warning_text(f"OSError: {folder}/libfastcnn_cpu.so: file too short", f"here: {HERE}", IN_SOURCE_FOLDER)
+    )
 
 
 def test_a_library_of_another_version_is_not_loaded(tmp_path, library):
@@ -77,7 +84,9 @@ def test_a_library_of_another_version_is_not_loaded(tmp_path, library):
     warns_once(python(ONE_CALL, tmp_path), warning_text(reason, BUILT_FOR, IN_SOURCE_FOLDER))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '"text"', '{"cpu": null}', "\udcff"], ids=["cut", "list", "text", "null", "not utf-8"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '"text"', '{"cpu": null}', "\udcff"], ids=["cut", "list", "text", "null", "not utf-8"]
+)
 def test_a_damaged_build_info_does_not_stop_the_import(tmp_path, monkeypatch, content):
     (tmp_path / "build_info.json").write_text(content, errors="surrogateescape")
     monkeypatch.setattr(_library, "LIBRARY_FOLDER", tmp_path)
@@ -100,7 +109,7 @@ def test_without_a_home_folder(tmp_path, library):
 
 
 def _obey_permissions() -> None:
-    # root ignores permission bits by this capability; dropped from the bounding set, the process that follows does not have it
+    # root passes over permission bits by CAP_DAC_OVERRIDE; dropped here, the program that is started has it no more
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
@@ -121,16 +130,22 @@ def test_read_only_site_packages(tmp_path, library):
             folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("error", ["ModuleNotFoundError: No module named 'triton'", "AttributeError: AttrsDescriptor"], ids=["absent", "broken"])
+@pytest.mark.parametrize(
+    "error",
+    ["ModuleNotFoundError: No module named 'triton'", "AttributeError: AttrsDescriptor"],
+    ids=["absent", "broken"],
+)
 def test_without_triton(tmp_path, library, error):
     install_copy(tmp_path, library)
     kind, _, text = error.partition(": ")
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton/__init__.py").write_text(f"raise {kind}({text!r})")
-    code = ("; import json; print(json.dumps(fastcnn._library.info()['triton']))\n"
-            "from fastcnn.backends import BackendUnavailable\n"
-            "try: fastcnn.use_backend('triton')\n"
-            "except BackendUnavailable as error: print(error)")
+    code = (
+        "; import json; print(json.dumps(fastcnn._library.info()['triton']))\n"
+        "from fastcnn.backends import BackendUnavailable\n"
+        "try: fastcnn.use_backend('triton')\n"
+        "except BackendUnavailable as error: print(error)"
+    )
     done = python(ONE_CALL + code, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     info, message = done.stdout.splitlines()
@@ -140,8 +155,11 @@ def test_without_triton(tmp_path, library, error):
 
 def test_importing_fastcnn_does_not_import_triton(tmp_path, library):
     install_copy(tmp_path, library)
-    code = "import sys, fastcnn, fastcnn.triton_kernels; print(sorted({'triton', 'timm', 'torchvision', 'PIL', 'rich'} & sys.modules.keys()))"
-    count = "; from torch.utils.flop_counter import flop_registry; print(torch.ops.fastcnn.conv_bn_act in flop_registry)"
+    others = {"triton", "timm", "torchvision", "PIL", "rich"}
+    code = f"import sys, fastcnn, fastcnn.triton_kernels; print(sorted({others} & sys.modules.keys()))"
+    count = (
+        "; from torch.utils.flop_counter import flop_registry; print(torch.ops.fastcnn.conv_bn_act in flop_registry)"
+    )
     assert python(code + "; import torch" + count, tmp_path).stdout == "[]\nTrue\n"
 
 
@@ -158,7 +176,9 @@ def installed(tmp_path, monkeypatch, origin):
     (tmp_path / "site/fastcnn-0.1.0.dist-info").mkdir()
     (tmp_path / "site/fastcnn-0.1.0.dist-info/METADATA").write_text("Name: fastcnn\nVersion: 0.1.0\n")
     if origin is not None:
-        (tmp_path / "site/fastcnn-0.1.0.dist-info/direct_url.json").write_text(json.dumps({"url": origin.as_uri(), "dir_info": {}}))
+        (tmp_path / "site/fastcnn-0.1.0.dist-info/direct_url.json").write_text(
+            json.dumps({"url": origin.as_uri(), "dir_info": {}})
+        )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr(_library, "__file__", str(package / "_library.py"))
     return _library.reinstall_command()
@@ -191,4 +211,5 @@ def test_the_cuda_library_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert cuda.fix() == "with nvcc of CUDA 13.0 on PATH or in CUDA_HOME: FASTCNN_CUDA=1 pip install ."
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert cuda.fix() == "on a machine with an NVIDIA GPU, install a CUDA build of torch and nvcc of the same version, then: FASTCNN_CUDA=1 pip install ."
+    first = "for an NVIDIA GPU, install a CUDA build of torch and nvcc of the same version"
+    assert cuda.fix() == f"{first}, then: FASTCNN_CUDA=1 pip install ."

@@ -84,7 +84,11 @@ def test_an_old_torch_is_named(plan, monkeypatch, tmp_path):
     no_torch(plan, monkeypatch)
     folder = fake_torch(tmp_path / "torch", version="2.9.1+cu128")
     monkeypatch.setattr(plan, "_site_folders", lambda: [tmp_path])
-    assert plan.find_torch() == (None, f"torch 2.9.1+cu128 in {folder} is too old, 2.10 is the first that will do", None)
+    assert plan.find_torch() == (
+        None,
+        f"torch 2.9.1+cu128 in {folder} is too old, 2.10 is the first that will do",
+        None,
+    )
 
 
 def test_no_torch_is_a_build_requirement_and_else_a_reason(plan, monkeypatch):
@@ -133,7 +137,10 @@ def test_no_nvcc(plan, monkeypatch, tmp_path):
 
 
 def test_a_torch_without_cuda(plan, tmp_path):
-    assert plan.plan_cuda((fake_torch(tmp_path / "torch", cuda=None), "2.12.0+cpu", None)).reason == "torch 2.12.0+cpu has no CUDA"
+    assert (
+        plan.plan_cuda((fake_torch(tmp_path / "torch", cuda=None), "2.12.0+cpu", None)).reason
+        == "torch 2.12.0+cpu has no CUDA"
+    )
 
 
 def test_cuda_switched_off_and_misspelt(plan, monkeypatch, tmp_path):
@@ -153,7 +160,10 @@ def test_the_toolkit_must_have_the_major_version_of_torch(plan, monkeypatch, tmp
     both = f"{nvcc} is CUDA {release}, torch 2.12.0 in {folder} is built with CUDA 13.0"
     if kind == "error":
         assert found.nvcc is None
-        assert found.error == f"{both}: the major versions must be the same. Set CUDA_HOME to a CUDA 13.0 toolkit, or FASTCNN_CUDA=0"
+        assert (
+            found.error
+            == f"{both}: the major versions must be the same. Set CUDA_HOME to a CUDA 13.0 toolkit, or FASTCNN_CUDA=0"
+        )
     else:
         assert found.nvcc == str(nvcc) and found.error is None
         assert found.warning == (f"{both}: a differing minor version works in practice" if kind else None)
@@ -167,12 +177,19 @@ def test_jobs_follow_memory_and_the_user(plan, monkeypatch):
     assert plan.job_count() == (1, f"{cores} cores, 3.0 GB of memory free, 2.5 GB each; MAX_JOBS=n overrides")
     monkeypatch.setenv("MAX_JOBS", "7")
     assert plan.job_count() == (7, "MAX_JOBS")
+    monkeypatch.setenv("MAX_JOBS", "0")
+    with pytest.raises(SystemExit, match="^fastcnn: MAX_JOBS must be a whole number from 1 up, got '0'$"):
+        plan.job_count()
 
 
 def test_memory_is_what_the_control_group_leaves(plan, monkeypatch):
-    files = {"/proc/meminfo": "MemAvailable:   16000000 kB\n", "/proc/self/cgroup": "0::/box/inner\n",
-             "/sys/fs/cgroup/box/memory.max": "4000000000\n", "/sys/fs/cgroup/box/memory.current": "1000000000\n",
-             "/sys/fs/cgroup/box/inner/memory.max": "max\n"}
+    files = {
+        "/proc/meminfo": "MemAvailable:   16000000 kB\n",
+        "/proc/self/cgroup": "0::/box/inner\n",
+        "/sys/fs/cgroup/box/memory.max": "4000000000\n",
+        "/sys/fs/cgroup/box/memory.current": "1000000000\n",
+        "/sys/fs/cgroup/box/inner/memory.max": "max\n",
+    }
     monkeypatch.setattr(plan.Path, "read_text", lambda self, encoding=None: files[str(self)])
     monkeypatch.setattr(plan.Path, "is_file", lambda self: str(self) in files)
     assert plan._memory_gb() == 3.0
