@@ -64,10 +64,13 @@ def find_torch() -> tuple[Path | None, str, str | None]:
 
 
 def find_tool(name: str, least: tuple[int, ...] = ()) -> str | None:
-    # Runs it: a cmake installed by pip is a script that fails where isolation hides its package.
-    path = shutil.which(name)
-    run = path and subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return path if run and run.returncode == 0 and numbers(run.stdout) >= least else None
+    """The program on PATH or in the environment of this Python, which need not be activated."""
+    for path in (shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))):
+        # Runs it: a cmake installed by pip is a script that fails where isolation hides its package.
+        run = path and subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if run and run.returncode == 0 and numbers(run.stdout) >= least:
+            return path
+    return None
 
 
 def _find_nvcc() -> str | None:

@@ -122,8 +122,12 @@ def test_a_cmake_that_does_not_run_or_is_too_old_is_asked_for(plan, monkeypatch,
     broken = fake_program(tmp_path, "ninja", "")
     broken.write_text("#!/bin/sh\nexit 1\n")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(plan.sysconfig, "get_path", lambda name, **_: str(tmp_path / "scripts"))
     assert plan._machine_requirements() == ["cmake>=3.22", "ninja"]
     assert plan.plan_build().reason == "cmake >= 3.22 and ninja were not found"
+    fake_program(tmp_path / "scripts", "cmake", "cmake version 4.1.0")
+    fake_program(tmp_path / "scripts", "ninja", "1.13")
+    assert plan._machine_requirements() == [] and plan.find_tool("ninja") == str(tmp_path / "scripts/ninja")
 
 
 def test_no_nvcc(plan, monkeypatch, tmp_path):

@@ -61,6 +61,16 @@ def names(wheel):
         return set(archive.namelist())
 
 
+def new_environment(folder):
+    """A virtual environment that sees the packages of this one behind its own, and no setuptools of its own."""
+    run(sys.executable, "-m", "venv", folder)
+    outer = Path(torch.__file__).parents[1]
+    (next(folder.glob("lib/python*/site-packages")) / "outer.pth").write_text(f"{outer}\n")
+    there = folder / "bin/python"
+    run(there, "-m", "pip", "uninstall", "-y", "setuptools")
+    return there, outer
+
+
 def no_compiler(tmp_path):
     (tmp_path / "bin").mkdir()
     return {"PATH": str(tmp_path / "bin")}
@@ -117,46 +127,26 @@ def test_a_wheel_with_the_cpu_library(tmp_path, isolation):
 @pytest.mark.long
 def test_an_editable_install(tmp_path, isolation):
     source = copy_source(tmp_path / "source")
-    venv = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", venv)
-    # the new environment sees the packages of this one, as a directory that comes after its own
-    site = next(venv.glob("lib/python*/site-packages"))
-    outer = Path(torch.__file__).parents[1]
-    (site / "outer.pth").write_text(f"{outer}\n")
+    there, outer = new_environment(tmp_path / "venv")
     options = [] if isolation else ["--no-build-isolation"]
-    python_there = venv / "bin/python"
-    run(
-        python_there,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        *options,
-        "-e",
-        source,
-        **CPU_ONLY,
-        FASTCNN_TORCH=str(outer / "torch"),
-    )
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    install = (there, "-m", "pip", "install", "--no-deps", *options, "-e", source)
+    run(*install, **CPU_ONLY, FASTCNN_TORCH=str(outer / "torch"), PATH=path)
     assert {p.name for p in (source / "fastcnn/lib").iterdir()} == {"build_info.json", "libfastcnn_cpu.so"}
-    out = run(
-        python_there,
-        "-c",
-        USES_THE_KERNEL + "; print(fastcnn.triton_kernels.__file__)",
-        cwd=tmp_path,
-        FASTCNN_REQUIRE_EXT="1",
-    )
+    code = USES_THE_KERNEL + "; print(fastcnn.triton_kernels.__file__)"
+    out = run(there, "-c", code, cwd=tmp_path, FASTCNN_REQUIRE_EXT="1")
     assert out == f"kernel {source}/fastcnn/__init__.py\n{source}/triton_kernels/__init__.py\n"
-    assert run(venv / "bin/fastcnn", "--version", cwd=tmp_path) == "fastcnn 0.1.0\n"
+    assert run(there.with_name("fastcnn"), "--version", cwd=tmp_path) == "fastcnn 0.1.0\n"
     (source / "fastcnn/lib/libfastcnn_cpu.so").unlink()
     done = subprocess.run(
-        [python_there, "-c", "import fastcnn"],
+        [there, "-c", "import fastcnn"],
         capture_output=True,
         text=True,
         env=environment(),
         cwd=tmp_path,
         check=True,
     )
-    assert f"To fix it: {python_there} -m pip install --no-deps -e {source}\n" in done.stderr
+    assert f"To fix it: {there} -m pip install --no-deps -e {source}\n" in done.stderr
 
 
 @pytest.mark.parametrize("isolation", [True, False], ids=["isolated", "not-isolated"])
@@ -207,11 +197,7 @@ def test_python_m_build(tmp_path, isolation):
 @pytest.mark.long
 def test_the_fix_command_of_a_folder_install_works(tmp_path):
     source = copy_source(tmp_path / "source")
-    venv = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", venv)
-    outer = Path(torch.__file__).parents[1]
-    (next(venv.glob("lib/python*/site-packages")) / "outer.pth").write_text(f"{outer}\n")
-    there = venv / "bin/python"
+    there, outer = new_environment(tmp_path / "venv")
     run(there, "-m", "pip", "install", "--no-deps", "--no-build-isolation", source, **no_compiler(tmp_path))
     warned = subprocess.run(
         [there, "-c", "import fastcnn"], capture_output=True, text=True, env=environment(), cwd=tmp_path, check=True

@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 HERE = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}-{sys.platform}"
 IN_SOURCE_FOLDER = f"in the source folder of fastcnn: {sys.executable} -m pip install --no-deps --force-reinstall ."
+QUICK = ("activation", "hardswish", "isa", "library", "parallel", "tensor")
 ONE_CALL = "import torch, fastcnn; assert fastcnn.ops.hardswish(torch.full((3,), 3.0)).tolist() == [3.0] * 3"
 
 
@@ -32,7 +33,7 @@ def install_copy(target: Path, library: Path | None = None) -> Path:
 
 
 def copy_source(target: Path) -> Path:
-    """The files of the source tree that a build reads."""
+    """The files that a build reads, less the kernels that compile for long: their ops keep the reference."""
     skip = shutil.ignore_patterns("lib", "__pycache__", "*.egg-info")
     for name in ("csrc", "fastcnn", "triton_kernels"):
         shutil.copytree(ROOT / name, target / name, ignore=skip)
@@ -48,6 +49,9 @@ def copy_source(target: Path) -> Path:
         "conftest.py",
     ):
         shutil.copy(ROOT / name, target)
+    for path in (target / "csrc/cpu").glob("*.cpp"):
+        if path.name.split(".")[0] not in QUICK:
+            path.unlink()
     return target
 
 
