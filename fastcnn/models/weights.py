@@ -165,13 +165,19 @@ def map_by_position(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
         return [(key, key.rpartition(".")[2], list(tensor.shape)) for key, tensor in counted]
 
     theirs, ours = entries(state), entries(own)
+    head = {key for key, *_ in theirs[-2:]}  # of another size perhaps, which the check of the fit can name
     for (key, leaf, shape), (own_key, own_leaf, own_shape) in zip(theirs, ours, strict=False):
-        # A head of another size is left to the check of the fit, which can name it.
-        if leaf != own_leaf or (shape != own_shape and key != theirs[-2][0] and key != theirs[-1][0]):
+        if leaf != own_leaf or (shape != own_shape and key not in head):
             raise WeightsError(f"map_by_position: {key} {shape} stands where {own_key} {own_shape} is wanted")
     if len(theirs) != len(ours):
         raise WeightsError(f"map_by_position: {len(ours)} tensors wanted, got {len(theirs)}")
-    return {own_key: state[key] for (key, *_), (own_key, *_) in zip(theirs, ours, strict=True)}
+    mapped = {}
+    for (key, leaf, _), (own_key, *_) in zip(theirs, ours, strict=True):
+        mapped[own_key] = state[key]
+        count = key.removesuffix(leaf) + "num_batches_tracked"
+        if leaf == "running_mean" and count in state:
+            mapped[own_key.removesuffix(leaf) + "num_batches_tracked"] = state[count]
+    return mapped
 
 
 Mapper = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]

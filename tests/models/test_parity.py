@@ -71,6 +71,8 @@ def test_training_step_of_every_model(name: str, memory_format: str) -> None:
 def test_checkpoints_of_other_layouts_give_the_same_logits(name: str, reference: str) -> None:
     ours, theirs = build_pair(name, reference)
     assert_eval_parity(ours, theirs, torch.randn(1, 3, *SHORT))
+    counts = [[v for k, v in net.named_buffers() if k.endswith("num_batches_tracked")] for net in (ours, theirs)]
+    assert counts[0] == counts[1] and counts[0][0] == 1
 
 
 @pytest.mark.parametrize("name", list_models())
