@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "batch_norm_act_host.h"
+#include "depthwise_conv2d_host.h"
 
 namespace fastcnn {
 namespace {
@@ -15,7 +16,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
-enum class Kind { kPointwise, kOther };
+enum class Kind { kPointwise, kDepthwise, kOther };
 
 struct Convolution {
   ConvGeometry g;
@@ -29,11 +30,9 @@ Convolution plan(const Tensor& x, const Tensor& weight, const std::vector<int64_
   STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "fastcnn: weight must have the dtype of x");
   ConvGeometry g = conv_geometry(x, weight, stride, padding, dilation, groups);
   const bool unpadded = g.pad_left + g.pad_right + g.pad_top + g.pad_bottom == 0;
-  const Kind kind = g.kH == 1 && g.kW == 1 && groups == 1 && unpadded ? Kind::kPointwise : Kind::kOther;
+  const Kind kind = g.kH == 1 && g.kW == 1 && groups == 1 && unpadded ? Kind::kPointwise : groups == g.C ? Kind::kDepthwise : Kind::kOther;
   return {g, kind, as_layout(x, g.layout), kind == Kind::kPointwise ? as_accumulator(weight, dtype_of(x)) : weight};
 }
-
-Tensor output_of(const Convolution& c) { return empty_4d(c.x, c.g.N, c.g.O, c.g.Ho, c.g.Wo, c.g.layout); }
 
 OptionalTensor per_channel(const OptionalTensor& vector, const Convolution& c) {
   if (!vector) return std::nullopt;
@@ -55,14 +54,16 @@ Tensor filled_vector(const Convolution& c, double value) {
   return torch::stable::fill_(vector, value);
 }
 
-void pointwise(const Convolution& c, const Tensor& y, const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
-               Activation activation) {
+Tensor pointwise(const Convolution& c, const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
+                 Activation activation) {
   const ConvGeometry& g = c.g;
-  if (y.numel() == 0) return;
+  const Tensor y = empty_4d(c.x, g.N, g.O, g.Ho, g.Wo, g.layout);
+  if (y.numel() == 0) return y;
   // One pixel an image: both formats are the same memory, and only channels have the length of a vector.
   const Layout layout = g.H * g.W == 1 ? Layout::kNHWC : g.layout;
   pointwise_forward_kernel_dispatch({dtype_of(c.x), activation, layout, g.N, g.C, g.O, g.H, g.W, g.Ho, g.Wo, g.stride_h, g.stride_w, data(c.x),
                                      data(c.weight), data(scale), data(shift), data(residual), mutable_data(y)});
+  return y;
 }
 
 // ATen takes one padding for both ends.
@@ -94,21 +95,19 @@ Tensor aten_convolution(const Convolution& c) {
   return as_layout(to<Tensor>(stack[0]), g.layout);
 }
 
-// A convolution in two steps: `start` makes the output, which ATen has filled with the plain convolution already; `finish` turns it into
-// act(conv(x) * scale + shift + residual). scale and shift are accumulator vectors.
-Tensor start(const Convolution& c) { return c.kind == Kind::kPointwise ? output_of(c) : aten_convolution(c); }
-
-void finish(const Convolution& c, const Tensor& y, const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
-            Activation activation) {
-  if (c.kind == Kind::kPointwise) return pointwise(c, y, scale, shift, residual, activation);
+// act(conv(x) * scale + shift + residual); scale and shift are accumulator vectors.
+Tensor convolve(const Convolution& c, const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
+                Activation activation) {
+  if (c.kind == Kind::kPointwise) return pointwise(c, scale, shift, residual, activation);
+  if (c.kind == Kind::kDepthwise) return depthwise_forward(c.x, c.weight, c.g, data(scale), data(shift), residual, activation);
+  const Tensor y = aten_convolution(c);
   if (scale || shift || residual || activation != Activation::kIdentity)
     batch_norm_act_apply(y, c.g.layout, {scale ? *scale : filled_vector(c, 1), shift ? *shift : filled_vector(c, 0)}, residual, activation, y);
+  return y;
 }
 
 Tensor plain_convolution(const Convolution& c, const OptionalTensor& bias) {
-  const Tensor z = start(c);
-  finish(c, z, std::nullopt, bias, std::nullopt, Activation::kIdentity);
-  return z;
+  return convolve(c, std::nullopt, bias, std::nullopt, Activation::kIdentity);
 }
 
 struct ConvGradients {
@@ -160,6 +159,13 @@ ConvGradients aten_gradients(const Convolution& c, const Tensor& weight, const T
   return {for_x ? as_layout(grad_x, g.layout) : no_tensor(c.x), for_weight ? as_layout(grad_weight, layout_of(weight)) : no_tensor(c.x)};
 }
 
+ConvGradients gradients(const Convolution& c, const Tensor& weight, const Tensor& grad, bool for_x, bool for_weight) {
+  if (c.kind == Kind::kPointwise && c.g.stride_h == 1 && c.g.stride_w == 1) return pointwise_gradients(c, grad, for_x, for_weight);
+  if (c.kind != Kind::kDepthwise) return aten_gradients(c, weight, grad, for_x, for_weight);
+  auto [grad_x, grad_weight] = depthwise_backward(grad, c.x, c.weight, c.g, for_x, for_weight);
+  return {grad_x, grad_weight};
+}
+
 // The sum over N, H, W, in the dtype of `like`: what a bias added to z gets.
 Tensor channel_sums(const Convolution& c, const Tensor& grad, const Tensor& like) {
   return batch_norm_act_gradients(grad, grad, c.g.layout, filled_vector(c, 0), filled_vector(c, 1), std::nullopt, like, std::nullopt, false,
@@ -175,15 +181,12 @@ Tensor conv_bn_act_cpu(const Tensor& x, const Tensor& weight, const OptionalTens
                        int64_t groups, double eps, std::string activation) {
   const Convolution c = plan(x, weight, stride, padding, dilation, groups);
   const OptionalTensor added = like_output(residual, c), conv_bias = per_channel(bias, c);
-  const Tensor y = start(c);
-  if (running_mean && running_var) {
-    const Tensor mean = *per_channel(running_mean, c);
-    const ScaleShift folded = fold_batch_norm(y, bn_weight, bn_bias, conv_bias ? torch::stable::subtract(mean, *conv_bias) : mean, *running_var, eps);
-    finish(c, y, folded.scale, folded.shift, added, activation_of(activation));
-  } else {
-    finish(c, y, std::nullopt, conv_bias, added, activation_of(activation));
-  }
-  return y;
+  if (!running_mean || !running_var) return convolve(c, std::nullopt, conv_bias, added, activation_of(activation));
+  const Tensor mean = *per_channel(running_mean, c);
+  const Tensor channels = empty_4d(c.x, 0, c.g.O, 0, 0, c.g.layout);
+  const ScaleShift folded = fold_batch_norm(channels, bn_weight, bn_bias, conv_bias ? torch::stable::subtract(mean, *conv_bias) : mean, *running_var,
+                                            eps);
+  return convolve(c, folded.scale, folded.shift, added, activation_of(activation));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_bn_act_train_cpu(
@@ -193,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_bn_act_train_cpu
   const Convolution c = plan(x, weight, stride, padding, dilation, groups);
   const OptionalTensor added = like_output(residual, c);
   const Tensor z = plain_convolution(c, per_channel(bias, c));
-  const Tensor y = output_of(c);
+  const Tensor y = torch::stable::empty_like(z);
   BatchStatistics s = batch_norm_statistics(z, c.g.layout, running_mean, running_var, momentum, eps);
   const ScaleShift folded = fold_batch_norm_invstd(z, bn_weight, bn_bias, s.mean, s.invstd);
   batch_norm_act_apply(z, c.g.layout, folded, added, activation_of(activation), y);
@@ -223,9 +226,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward_
                                      {for_conv, mask[3], norm ? mask[4] : mask[2], mask[5]});
   }
   ConvGradients conv{no_tensor(x), no_tensor(x)};
-  if (mask[0] || mask[1])
-    conv = c.kind == Kind::kPointwise && c.g.stride_h == 1 && c.g.stride_w == 1 ? pointwise_gradients(c, found.x, mask[0], mask[1])
-                                                                              : aten_gradients(c, weight, found.x, mask[0], mask[1]);
+  if (mask[0] || mask[1]) conv = gradients(c, weight, found.x, mask[0], mask[1]);
   const Tensor none = no_tensor(x);
   const Tensor grad_bias = !mask[2] ? no_tensor(x) : norm ? channel_sums(c, found.x, *bias) : found.bias;
   return {conv.x, conv.weight, grad_bias, found.weight, norm ? found.bias : none, mask[5] ? found.residual : no_tensor(x)};

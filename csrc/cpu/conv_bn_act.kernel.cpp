@@ -92,29 +92,33 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
       const int64_t first_vector = vectors * vector_part / split.vectors;
       const Panels panels(vectors * (vector_part + 1) / split.vectors - first_vector);
       if (panels.vectors == 0 || first_pixel == last_pixel) continue;
-      const int64_t first_channel = first_vector * kLanes;
-      const Scratch<A> packed(panels.vectors * kLanes * C);
-      const Scratch<A> gathered(in_place ? 0 : block * C);
-      const bool sliced = depth_slices<A>(kMostVectors, C) > 1;
-      const Scratch<A> partial((sliced ? block : kMostRows) * kMostVectors * kLanes);
-      pack_transposed(static_cast<const A*>(args.weight) + first_channel * C, C, O - first_channel, C, panels, packed.get());
       const int64_t blocks = ceil_div(last_pixel - first_pixel, block);
+      const int64_t first_channel = first_vector * kLanes;
+      const int64_t kept = (blocks > 1 ? panels.vectors : kMostVectors) * kLanes * C;  // one block needs one panel at a time
+      const int64_t copied = in_place ? 0 : block * C;
+      const int64_t partial_size = (depth_slices<A>(kMostVectors, C) > 1 && block > kMostRows ? block : kMostRows) * kMostVectors * kLanes;
+      Workspace memory(Workspace::bytes<A>(kept) + Workspace::bytes<A>(copied) + Workspace::bytes<A>(partial_size));
+      A* packed = memory.take<A>(kept);
+      A* gathered = memory.take<A>(copied);
+      A* partial = memory.take<A>(partial_size);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = first_pixel + (last_pixel - first_pixel) * b / blocks;
         const int64_t count = first_pixel + (last_pixel - first_pixel) * (b + 1) / blocks - from;
-        const A* rows = gathered.get();
+        const A* rows = gathered;
         if (in_place) rows = static_cast<const A*>(args.x) + from * C;
-        else gather_pixels<S>(args, from, count, gathered.get());
+        else gather_pixels<S>(args, from, count, gathered);
         for (int64_t p = 0; p < panels.count; ++p) {
+          const int vectors = panels.width(p);
           const int64_t channel = first_channel + panels.begin(p) * kLanes;
-          const int64_t width = panels.width(p) * kLanes, left = O - channel;
+          const int64_t width = vectors * kLanes, columns = O - channel < width ? O - channel : width;
+          A* panel = blocks > 1 ? packed + panels.begin(p) * kLanes * C : packed;
+          if (b == 0) pack_transposed(static_cast<const A*>(args.weight) + channel * C, C, columns, vectors, C, panel);
           const A* scale = static_cast<const A*>(args.scale);
           const A* shift = static_cast<const A*>(args.shift);
           const S* residual = static_cast<const S*>(args.residual);
-          const Target<S> to{scale ? scale + channel : nullptr, shift ? shift + channel : nullptr,
-                                          residual ? residual + from * O + channel : nullptr, static_cast<S*>(args.y) + from * O + channel, O,
-                                          panels.width(p), left < width ? left : width};
-          gemm_panel(rows, C, int64_t(1), count, packed.get() + panels.begin(p) * kLanes * C, width, panels.width(p), C, partial.get(),
+          const Target<S> to{scale ? scale + channel : nullptr, shift ? shift + channel : nullptr, residual ? residual + from * O + channel : nullptr,
+                             static_cast<S*>(args.y) + from * O + channel, O, vectors, columns};
+          gemm_panel(rows, C, int64_t(1), count, panel, width, vectors, C, partial,
                      [&](const A* tile, int64_t first_row, int64_t height) { store(to, tile, first_row, height); });
         }
       }
@@ -147,28 +151,30 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
       const int64_t first_row = O * row_part / split.rows, rows = O * (row_part + 1) / split.rows - first_row;
       const int64_t last_unit = units * (unit_part + 1) / split.vectors;
       if (rows == 0) continue;
-      const Scratch<A> packed(kMostVectors * kLanes * C);
-      const bool sliced = depth_slices<A>(kMostVectors, C) > 1;
-      const Scratch<A> partial((sliced && rows > kMostRows ? rows : kMostRows) * kMostVectors * kLanes);
+      const int64_t panel_size = kMostVectors * kLanes * C;
+      const int64_t partial_size = (depth_slices<A>(kMostVectors, C) > 1 && rows > kMostRows ? rows : kMostRows) * kMostVectors * kLanes;
+      Workspace memory(Workspace::bytes<A>(panel_size) + Workspace::bytes<A>(partial_size));
+      A* packed = memory.take<A>(panel_size);
+      A* partial = memory.take<A>(partial_size);
       for (int64_t unit = units * unit_part / split.vectors; unit < last_unit; ++unit) {
         const int64_t n = unit / panels.count, p = unit % panels.count;
         const int vectors = panels.width(p);
         const int64_t first = panels.begin(p) * kLanes, width = vectors * kLanes;
         const int64_t columns = HW - first < width ? HW - first : width;
         const S* image = static_cast<const S*>(args.x) + n * C * args.H * args.W;
-        const A* b = packed.get();
+        const A* b = packed;
         int64_t ldb = width;
-        if (!dense) gather_panel<S>(args, image, first, columns, vectors, packed.get());
+        if (!dense) gather_panel<S>(args, image, first, columns, vectors, packed);
         else if (sizeof(S) == sizeof(A) && columns == width && rows <= kTilesInPlace * tile_rows(vectors))
           b = reinterpret_cast<const A*>(image) + first, ldb = HW;
-        else pack_rows<S, A>(image + first, HW, columns, vectors, C, packed.get());
+        else pack_rows<S, A>(image + first, HW, columns, vectors, C, packed);
         const A* scale = static_cast<const A*>(args.scale);
         const A* shift = static_cast<const A*>(args.shift);
         const S* residual = static_cast<const S*>(args.residual);
         const int64_t at = (n * O + first_row) * HW + first;
         const Target<S> to{scale ? scale + first_row : nullptr, shift ? shift + first_row : nullptr, residual ? residual + at : nullptr,
                                          static_cast<S*>(args.y) + at, HW, vectors, columns};
-        gemm_panel(static_cast<const A*>(args.weight) + first_row * C, C, int64_t(1), rows, b, ldb, vectors, C, partial.get(),
+        gemm_panel(static_cast<const A*>(args.weight) + first_row * C, C, int64_t(1), rows, b, ldb, vectors, C, partial,
                      [&](const A* tile, int64_t first_row, int64_t height) { store(to, tile, first_row, height); });
       }
     }

@@ -25,12 +25,15 @@ template <typename S> struct Task {
   int64_t first_row, rows, first_vector;
   Panels panels;
   A* sum;  // [O, C]
-  Scratch<A> grad, packed, partial;
+  static constexpr int64_t kPanel = kChunk * kMostVectors * kLanes, kTile = kMostRows * kMostVectors * kLanes;
+  Workspace memory;
+  A *grad, *packed, *partial;
 
   Task(const PointwiseWeightArgs& a, int64_t row, int64_t row_count, int64_t vector, int64_t vector_count, A* result)
       : args(a), first_row(row), rows(row_count), first_vector(vector), panels(vector_count), sum(result),
-        grad(sizeof(S) == sizeof(A) ? 0 : kChunk * row_count), packed(kChunk * kMostVectors * kLanes), partial(kMostRows * kMostVectors * kLanes) {
-    static_assert(kChunk * kMostVectors * kLanes * int64_t(sizeof(A)) <= kSliceBytes * 3 / 2, "gemm_panel does not slice a chunk");
+        memory(Workspace::bytes<A>(kChunk * row_count) + Workspace::bytes<A>(kPanel) + Workspace::bytes<A>(kTile)),
+        grad(memory.take<A>(kChunk * row_count)), packed(memory.take<A>(kPanel)), partial(memory.take<A>(kTile)) {
+    static_assert(kPanel * int64_t(sizeof(A)) <= kSliceBytes * 3 / 2, "gemm_panel does not slice a chunk");
   }
 
   // Pixels [pixel, pixel + count) of image n; channels_last counts pixels through all images, n = 0.
@@ -42,17 +45,17 @@ template <typename S> struct Task {
     const A* a = reinterpret_cast<const A*>(g);
     if constexpr (sizeof(S) != sizeof(A)) {
       const int64_t lines = channels_last ? count : rows, length = channels_last ? rows : count;
-      convert(g, channels_last ? args.O : args.HW, lines, length, grad.get());
+      convert(g, channels_last ? args.O : args.HW, lines, length, grad);
       row_stride = channels_last ? 1 : count, depth_stride = channels_last ? rows : 1;
-      a = grad.get();
+      a = grad;
     }
     for (int64_t p = 0; p < panels.count; ++p) {
       const int vectors = panels.width(p);
       const int64_t width = vectors * kLanes, column = (first_vector + panels.begin(p)) * kLanes;
       const int64_t columns = args.C - column < width ? args.C - column : width;
-      if (channels_last) pack_rows<S, A>(x + column, args.C, columns, vectors, count, packed.get());
-      else pack_transposed<S, A>(x + column * args.HW, args.HW, columns, count, Panels(vectors), packed.get());
-      gemm_panel(a, row_stride, depth_stride, rows, packed.get(), width, vectors, count, partial.get(),
+      if (channels_last) pack_rows<S, A>(x + column, args.C, columns, vectors, count, packed);
+      else pack_transposed<S, A>(x + column * args.HW, args.HW, columns, vectors, count, packed);
+      gemm_panel(a, row_stride, depth_stride, rows, packed, width, vectors, count, partial,
                  [&](const A* tile, int64_t row, int64_t height) {
                    for (int64_t m = 0; m < height; ++m) {
                      A* to = sum + (first_row + row + m) * args.C + column;

@@ -24,22 +24,51 @@ inline namespace FASTCNN_ISA {
 
 constexpr int64_t kSliceBytes = 32 * 1024;  // two thirds of a 48 KiB L1; a 32 KiB one shares it with L2 at no measured loss
 
-// Uninitialised memory on a cache line, freed at the end of the scope.
-template <typename A> class Scratch {
+constexpr int64_t kLine = 64;  // bytes of a cache line
+
+// Uninitialised memory for one kernel call of one thread, cut into aligned pieces. Up to kKept bytes stay with the thread from call to call:
+// fresh pages for the packed weights of a late layer cost more than its arithmetic.
+class Workspace {
  public:
-  explicit Scratch(int64_t count) : memory_(nullptr) {
-    constexpr size_t kLine = 64;
-    if (count <= 0) return;
-    memory_ = std::aligned_alloc(kLine, (size_t(count) * sizeof(A) + kLine - 1) / kLine * kLine);
-    if (memory_ == nullptr) throw std::bad_alloc();
+  template <typename A> static constexpr int64_t bytes(int64_t count) { return (count * int64_t(sizeof(A)) + kLine - 1) / kLine * kLine; }
+
+  explicit Workspace(int64_t size) : own_(nullptr) {
+    static thread_local Block kept;
+    if (size > kKept) {
+      next_ = own_ = allocate(size);
+    } else {
+      if (size > kept.size) {
+        std::free(kept.memory);
+        kept.memory = nullptr, kept.size = 0;
+        kept.memory = allocate(size), kept.size = size;
+      }
+      next_ = kept.memory;
+    }
   }
-  ~Scratch() { std::free(memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  A* get() const { return static_cast<A*>(memory_); }
+  ~Workspace() { std::free(own_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  template <typename A> A* take(int64_t count) {
+    A* piece = reinterpret_cast<A*>(next_);
+    next_ += bytes<A>(count);
+    return piece;
+  }
 
  private:
-  void* memory_;
+  static constexpr int64_t kKept = 8 << 20;
+  struct Block {
+    char* memory = nullptr;
+    int64_t size = 0;
+    ~Block() { std::free(memory); }
+  };
+  static char* allocate(int64_t size) {
+    void* memory = std::aligned_alloc(kLine, size_t(size > 0 ? size : kLine));
+    if (memory == nullptr) throw std::bad_alloc();
+    return static_cast<char*>(memory);
+  }
+  char* own_;
+  char* next_;
 };
 
 #if defined(__AVX512F__)
@@ -70,10 +99,11 @@ struct Panels {
   FASTCNN_INLINE int width(int64_t panel) const { return int((panel + 1 == count ? vectors : begin(panel + 1)) - begin(panel)); }
 };
 
-// c[m][:] = (or +=, with add) sum over depth; c is dense, `kVectors` vectors a row.
+// c[m][:] = (or +=, with add) sum over depth; c is dense, `kVectors` vectors a row. Each step asks for one more line from `ahead` on, where the
+// rows of the next tile lie: the hardware follows 14 short rows badly.
 template <typename A, int kRows, int kVectors>
 __attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t ldb, int64_t depth, A* c,
-                                         bool add) {
+                                         bool add, const char* ahead, int64_t ahead_step) {
   using V = Vec<A>;
   V sum[kRows][kVectors];
   if (add) {
@@ -83,6 +113,7 @@ __attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t
       for (int v = 0; v < kVectors; ++v) sum[m][v] = V::load(c + (m * kVectors + v) * V::kLanes);
   }
   for (int64_t k = 0; k < depth; ++k) {
+    __builtin_prefetch(ahead + k * ahead_step);
     V panel[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) panel[v] = V::load(b + v * V::kLanes);
@@ -101,7 +132,7 @@ __attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t
     for (int v = 0; v < kVectors; ++v) sum[m][v].store(c + (m * kVectors + v) * V::kLanes);
 }
 
-template <typename A> using TileFunction = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool);
+template <typename A> using TileFunction = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool, const char*, int64_t);
 
 template <typename A, int kVectors, int kRows = tile_rows(kVectors)> FASTCNN_INLINE TileFunction<A> tile_with_rows(int rows) {
   if constexpr (kRows == 1) return gemm_tile<A, 1, kVectors>;
@@ -140,7 +171,10 @@ FASTCNN_INLINE void gemm_panel(const A* a, int64_t row_stride, int64_t depth_str
       const int64_t row = rows * tile / tiles;
       const int64_t height = rows * (tile + 1) / tiles - row;
       A* c = slices == 1 ? partial : partial + row * width;
-      (height == smallest ? usual : higher)(a + row * row_stride + k * depth_stride, row_stride, depth_stride, b + k * ldb, ldb, part, c, slice > 0);
+      const A* from = a + row * row_stride + k * depth_stride;
+      const bool dense = row_stride == part;
+      (height == smallest ? usual : higher)(from, row_stride, depth_stride, b + k * ldb, ldb, part, c, slice > 0,
+                                            reinterpret_cast<const char*>(dense ? from + height * row_stride : from), dense ? kLine : 0);
       if (slice + 1 == slices) finish(c, row, height);
     }
   }
@@ -217,19 +251,14 @@ template <typename S, typename A> void pack_transposed_vector(const S* source, i
     for (int r = 0; r < kLanes; ++r) out[k * ld + r] = to_accumulator(row[r][k]);
 }
 
-// Panels of the vector operand from a row-major [columns][depth] matrix (weights of a channels_last convolution): `panels` covers the columns,
-// out holds panel after panel, [depth][width] each.
+// One panel, [depth][vectors], from rows of a row-major matrix with stride: the weights of a channels_last convolution.
 template <typename S, typename A>
-void pack_transposed(const S* source, int64_t stride, int64_t columns, int64_t depth, const Panels& panels, A* out) {
+void pack_transposed(const S* source, int64_t stride, int64_t columns, int vectors, int64_t depth, A* out) {
   constexpr int kLanes = Vec<A>::kLanes;
-  for (int64_t p = 0; p < panels.count; ++p) {
-    const int width = panels.width(p) * kLanes;
-    A* panel = out + panels.begin(p) * kLanes * depth;
-    for (int v = 0; v < panels.width(p); ++v) {
-      const int64_t column = (panels.begin(p) + v) * kLanes;
-      const int64_t left = columns - column;
-      pack_transposed_vector(source + column * stride, stride, int(left < kLanes ? left : kLanes), depth, panel + v * kLanes, int64_t(width));
-    }
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t left = columns - v * kLanes;
+    pack_transposed_vector(source + v * kLanes * stride, stride, int(left < kLanes ? left : kLanes), depth, out + v * kLanes,
+                           int64_t(vectors * kLanes));
   }
 }
 
