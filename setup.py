@@ -48,9 +48,9 @@ class BuildLibraries(setuptools.Command):
             "cuda": {"not_built": plan.reason or plan.cuda.reason},
         }
         if plan.reason:
+            change = f". To change that: {plan.needs}" if plan.needs else ""
             say(
-                f"no compiled library: {plan.reason}; every op will run through its slower plain-torch reference. "
-                f"To change that: {plan.needs}"
+                f"no compiled library: {plan.reason}; every op will run through its slower plain-torch reference{change}"
             )
         else:
             self.compile(plan, target, info)
