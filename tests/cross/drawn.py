@@ -37,7 +37,7 @@ def holds_for(strategy: st.SearchStrategy, examples: int) -> Callable:
 
 
 def run(name: str, times: int = 1) -> None:
-    """The property on drawn values; the short form (once) draws the same ones each time, so that `make test` is steady."""
+    """The property on drawn values; the short form (once) draws the same ones each time: `make test` is steady."""
     check, strategy, examples = PROPERTIES[name]
     fixed = times == 1
     rules = settings(

@@ -61,7 +61,7 @@ def p10_every_run_gives_the_same_bits_on_any_number_of_threads(c: Conv) -> None:
 
 
 def _guarded_call(function: Callable, tensors: list[Tensor | None]) -> None:
-    """Forward and backward on tensors that lie between NaNs: none of these gets into a result, and nothing is written."""
+    """Forward and backward on tensors between NaNs: none of these gets into a result, and nothing is written."""
     guards = [None if t is None else Guarded(t) for t in tensors]
     y = function(*(None if g is None else g.x.requires_grad_() for g in guards))
     grad = Guarded(torch.ones_like(y))
