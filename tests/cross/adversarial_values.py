@@ -15,7 +15,6 @@ from fastcnn.testing import arrange, assert_close_fp64, assert_format
 from tests.cross import exact
 from tests.cross.adversarial import (
     CONVS,
-    DENSE,
     DEPTHWISE,
     POINTWISE,
     SE,
@@ -53,9 +52,10 @@ def empty_batch() -> None:
     assert [tuple(y.shape) for y in results] == shapes
     sum(y.sum() for y in results).backward()
     assert x.grad.shape == x.shape
-    weight = DENSE.clone().requires_grad_()
-    conv("conv_bn_act", X[:0], weight).sum().backward()
-    assert not weight.grad.any()
+    for op, weight in CONVS:
+        weight = weight.clone().requires_grad_()
+        conv(op, X[:0], weight).sum().backward()
+        assert not weight.grad.any(), f"{op} {list(weight.shape)}: the gradient of nothing"
 
 
 def in_every_layout(*layouts: str) -> Callable[[], None]:
