@@ -90,12 +90,20 @@ def _batch_norm_act_train(m: Maker) -> Iterator[tuple]:
     yield m.map(), None, None, None, None, None, 0.1, 1e-3, "identity"
 
 
+def _statistics(m: Maker, z: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """(mean, invstd): of z itself in training, where a backward may rely on it, else any."""
+    if not training or z.numel() == 0:
+        return m.vector(z.shape[1]), m.positive(z.shape[1])
+    var, mean = torch.var_mean(z.to(m.wide), (0, 2, 3), correction=0)
+    return mean, (var + 1e-5).rsqrt()
+
+
 def _batch_norm_act_backward(m: Maker) -> Iterator[tuple]:
-    C = m.shape[1]
     for training in (True, False):
         for mask in _masks(4):
-            vectors = m.vector(C), m.positive(C), m.vector(C), m.vector(C)
-            yield m.map(), m.map(), *vectors, m.map(), training, "silu", mask
+            x = m.map()
+            vectors = *_statistics(m, x, training), m.vector(m.shape[1]), m.vector(m.shape[1])
+            yield m.map(), x, *vectors, m.map(), training, "silu", mask
 
 
 # kernel, stride, padding, dilation
@@ -165,7 +173,7 @@ def _conv_bn_act_backward(m: Maker) -> Iterator[tuple]:
     ):
         for training in (True, False):
             z = m.map(*shape) if training else None
-            statistics = (m.vector(shape[1]), m.positive(shape[1])) if training else (mean, invstd)
+            statistics = _statistics(m, z, True) if training else (mean, invstd)
             tensors = (m.map(*shape), m.map(), weight, z, bias, bn_weight, bn_bias, *statistics, residual)
             for mask in _masks(6) if full and training == (groups == 1) else [[True, True] + [full] * 4]:
                 yield (*tensors, *geometry, groups, training, kind, mask)
