@@ -7,8 +7,9 @@
 
 namespace fastcnn {
 
-// 1x1 convolution, groups 1, no padding: y = act(conv(x) * scale[o] + shift[o] + residual), rounded once. x, residual and y are dense in
-// `layout`; weight is a dense [O, C] matrix, weight, scale and shift are in the accumulator type of `dtype`.
+// 1x1 convolution, groups 1, no padding: y = act(conv(x) * scale[o] + shift[o] + residual), rounded once. x, residual
+// and y are dense in `layout`; weight is a dense [O, C] matrix, weight, scale and shift are in the accumulator type of
+// `dtype`.
 struct PointwiseArgs {
   Dtype dtype;
   Activation activation;
@@ -23,8 +24,8 @@ struct PointwiseArgs {
   void* y;
 };
 
-// grad_weight[o][c] = sum over n, p of grad[n][o][p] * x[n][c][p], stride 1. grad and x are dense in `layout`; grad_weight is [O, C] in the
-// accumulator type, partial has room for pointwise_weight_slices(...) matrices like it.
+// grad_weight[o][c] = sum over n, p of grad[n][o][p] * x[n][c][p], stride 1. grad and x are dense in `layout`;
+// grad_weight is [O, C] in the accumulator type, partial has room for pointwise_weight_slices(...) matrices like it.
 struct PointwiseWeightArgs {
   Dtype dtype;
   Layout layout;
@@ -37,8 +38,8 @@ struct PointwiseWeightArgs {
 
 inline namespace FASTCNN_ISA {
 
-// The sum over N * HW pixels is cut by shape alone, so that a result does not depend on the number of threads: slices of at least kPixels
-// pixels (whole images in NCHW), at most kMost.
+// The sum over N * HW pixels is cut by shape alone, so that a result does not depend on the number of threads: slices
+// of at least kPixels pixels (whole images in NCHW), at most kMost.
 FASTCNN_INLINE int64_t pointwise_weight_slices(int64_t N, int64_t HW, Layout layout) {
   constexpr int64_t kPixels = 2048, kMost = 16;
   int64_t slices = N * HW / kPixels;

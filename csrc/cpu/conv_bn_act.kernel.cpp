@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pointwise convolution on the matrix product of gemm.h, scale, shift, residual and activation applied while a tile is in L1.
+// Pointwise convolution on the matrix product of gemm.h. Scale, shift, residual and activation are applied while a tile
+// of sums is in L1.
 //
-// channels_last: pixels are broadcast over panels of output channels, which every thread packs for itself. A thread's pixels go by in blocks,
-// so that a block's input and output stay in L2 while all panels run over it.
-// NCHW: weights are broadcast over panels of pixels. A panel that only one or two tiles will read is not worth a copy and is read in place.
-// Threads share the output as a grid of rows and vectors, chosen by the cost below; no sum is ever split between them.
+// channels_last: pixels are broadcast over panels of output channels, which every thread packs for itself. A thread's
+// pixels go by in blocks, so that a block's input and output stay in L2 while all panels run over it.
+// NCHW: weights are broadcast over panels of pixels. A panel that only one or two tiles will read is not worth a copy
+// and is read in place.
 #include "conv_bn_act.h"
 
 #include "../common/dispatch.h"
@@ -15,7 +16,12 @@ namespace fastcnn {
 inline namespace FASTCNN_ISA {
 namespace {
 
-constexpr int64_t kBlockBytes = 512 * 1024;    // of input and output of a channels_last block: a quarter of L2
+constexpr int64_t kBlockBytes = 512 * 1024;  // of a channels_last block's input and output, kept in L2
+
+template <typename T> FASTCNN_INLINE T* at(T* optional, int64_t offset) {
+  return optional == nullptr ? nullptr : optional + offset;
+}
+
 // Where a panel's finished tiles go.
 template <typename S> struct Target {
   const Accumulator<S>* scale;  // of the panel's first channel (channels_last), of row 0 (NCHW); null: 1
@@ -24,10 +30,11 @@ template <typename S> struct Target {
   S* y;
   int64_t ldy;
   int vectors;
-  int64_t columns;              // valid ones, at most vectors * kLanes
+  int64_t columns;  // valid ones, at most vectors * kLanes
 };
 
-template <typename S> using StoreFunction = void (*)(const Target<S>&, const Accumulator<S>* tile, int64_t first_row, int64_t rows);
+template <typename S>
+using StoreFunction = void (*)(const Target<S>&, const Accumulator<S>* tile, int64_t first_row, int64_t rows);
 
 template <typename S, typename F, bool kWhole>
 FASTCNN_INLINE void store_vector(const S* residual, S* y, VecOf<S> sum, VecOf<S> scale, VecOf<S> shift, int lanes) {
@@ -49,13 +56,13 @@ void store_tile(const Target<S>& to, const Accumulator<S>* tile, int64_t first_r
     if (kChannelLanes && to.scale != nullptr) scale = V::load(to.scale + column, lanes);
     if (kChannelLanes && to.shift != nullptr) shift = V::load(to.shift + column, lanes);
     for (int64_t m = 0; m < rows; ++m) {
-      const int64_t at = (first_row + m) * to.ldy + column;
+      const int64_t offset = (first_row + m) * to.ldy + column;
       if (!kChannelLanes && to.scale != nullptr) scale = V(to.scale[first_row + m]);
       if (!kChannelLanes && to.shift != nullptr) shift = V(to.shift[first_row + m]);
-      const S* residual = to.residual == nullptr ? nullptr : to.residual + at;
+      const S* residual = at(to.residual, offset);
       const V sum = V::load(tile + (m * to.vectors + v) * V::kLanes);
-      if (lanes == V::kLanes) store_vector<S, F, true>(residual, to.y + at, sum, scale, shift, lanes);
-      else store_vector<S, F, false>(residual, to.y + at, sum, scale, shift, lanes);
+      if (lanes == V::kLanes) store_vector<S, F, true>(residual, to.y + offset, sum, scale, shift, lanes);
+      else store_vector<S, F, false>(residual, to.y + offset, sum, scale, shift, lanes);
     }
   }
 }
@@ -94,13 +101,13 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
       if (panels.vectors == 0 || first_pixel == last_pixel) continue;
       const int64_t blocks = ceil_div(last_pixel - first_pixel, block);
       const int64_t first_channel = first_vector * kLanes;
-      const int64_t kept = (blocks > 1 ? panels.vectors : kMostVectors) * kLanes * C;  // one block needs one panel at a time
+      const int64_t kept = (blocks > 1 ? panels.vectors : kMostVectors) * kLanes * C;  // one block: one panel at a time
       const int64_t copied = in_place ? 0 : block * C;
-      const int64_t partial_size = (depth_slices<A>(kMostVectors, C) > 1 && block > kMostRows ? block : kMostRows) * kMostVectors * kLanes;
-      Workspace memory(Workspace::bytes<A>(kept) + Workspace::bytes<A>(copied) + Workspace::bytes<A>(partial_size));
+      const int64_t sums = partial_size<A>(block, C);
+      Workspace memory(Workspace::bytes<A>(kept) + Workspace::bytes<A>(copied) + Workspace::bytes<A>(sums));
       A* packed = memory.take<A>(kept);
       A* gathered = memory.take<A>(copied);
-      A* partial = memory.take<A>(partial_size);
+      A* partial = memory.take<A>(sums);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = first_pixel + (last_pixel - first_pixel) * b / blocks;
         const int64_t count = first_pixel + (last_pixel - first_pixel) * (b + 1) / blocks - from;
@@ -113,26 +120,30 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
           const int64_t width = vectors * kLanes, columns = O - channel < width ? O - channel : width;
           A* panel = blocks > 1 ? packed + panels.begin(p) * kLanes * C : packed;
           if (b == 0) pack_transposed(static_cast<const A*>(args.weight) + channel * C, C, columns, vectors, C, panel);
-          const A* scale = static_cast<const A*>(args.scale);
-          const A* shift = static_cast<const A*>(args.shift);
-          const S* residual = static_cast<const S*>(args.residual);
-          const Target<S> to{scale ? scale + channel : nullptr, shift ? shift + channel : nullptr, residual ? residual + from * O + channel : nullptr,
+          const Target<S> to{at(static_cast<const A*>(args.scale), channel),
+                             at(static_cast<const A*>(args.shift), channel),
+                             at(static_cast<const S*>(args.residual), from * O + channel),
                              static_cast<S*>(args.y) + from * O + channel, O, vectors, columns};
           gemm_panel(rows, C, int64_t(1), count, panel, width, vectors, C, partial,
-                     [&](const A* tile, int64_t first_row, int64_t height) { store(to, tile, first_row, height); });
+                     [&](const A* tile, int64_t row, int64_t height) { store(to, tile, row, height); });
         }
       }
     }
   });
 }
 
-// A panel of pixels as the vector operand, gathered where the convolution is strided; lanes past `columns` stay unwritten.
-template <typename S> void gather_panel(const PointwiseArgs& args, const S* image, int64_t first, int64_t columns, int vectors, Accumulator<S>* out) {
+// A panel of pixels as the vector operand, gathered where the convolution is strided; lanes past `columns` stay
+// unwritten.
+template <typename S>
+void gather_panel(const PointwiseArgs& args, const S* image, int64_t first, int64_t columns, int vectors,
+                  Accumulator<S>* out) {
   using V = VecOf<S>;
   int64_t offset[kMostVectors * V::kLanes];
-  for (int64_t i = 0; i < columns; ++i) offset[i] = (first + i) / args.Wo * args.stride_h * args.W + (first + i) % args.Wo * args.stride_w;
+  for (int64_t i = 0; i < columns; ++i)
+    offset[i] = (first + i) / args.Wo * args.stride_h * args.W + (first + i) % args.Wo * args.stride_w;
   for (int64_t c = 0; c < args.C; ++c)
-    for (int64_t i = 0; i < columns; ++i) out[c * vectors * V::kLanes + i] = to_accumulator(image[c * args.H * args.W + offset[i]]);
+    for (int64_t i = 0; i < columns; ++i)
+      out[c * vectors * V::kLanes + i] = to_accumulator(image[c * args.H * args.W + offset[i]]);
 }
 
 template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> store) {
@@ -152,10 +163,10 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
       const int64_t last_unit = units * (unit_part + 1) / split.vectors;
       if (rows == 0) continue;
       const int64_t panel_size = kMostVectors * kLanes * C;
-      const int64_t partial_size = (depth_slices<A>(kMostVectors, C) > 1 && rows > kMostRows ? rows : kMostRows) * kMostVectors * kLanes;
-      Workspace memory(Workspace::bytes<A>(panel_size) + Workspace::bytes<A>(partial_size));
+      const int64_t sums = partial_size<A>(rows, C);
+      Workspace memory(Workspace::bytes<A>(panel_size) + Workspace::bytes<A>(sums));
       A* packed = memory.take<A>(panel_size);
-      A* partial = memory.take<A>(partial_size);
+      A* partial = memory.take<A>(sums);
       for (int64_t unit = units * unit_part / split.vectors; unit < last_unit; ++unit) {
         const int64_t n = unit / panels.count, p = unit % panels.count;
         const int vectors = panels.width(p);
@@ -168,14 +179,13 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
         else if (sizeof(S) == sizeof(A) && columns == width && rows <= kTilesInPlace * tile_rows(vectors))
           b = reinterpret_cast<const A*>(image) + first, ldb = HW;
         else pack_rows<S, A>(image + first, HW, columns, vectors, C, packed);
-        const A* scale = static_cast<const A*>(args.scale);
-        const A* shift = static_cast<const A*>(args.shift);
-        const S* residual = static_cast<const S*>(args.residual);
-        const int64_t at = (n * O + first_row) * HW + first;
-        const Target<S> to{scale ? scale + first_row : nullptr, shift ? shift + first_row : nullptr, residual ? residual + at : nullptr,
-                                         static_cast<S*>(args.y) + at, HW, vectors, columns};
+        const int64_t start = (n * O + first_row) * HW + first;
+        const Target<S> to{at(static_cast<const A*>(args.scale), first_row),
+                           at(static_cast<const A*>(args.shift), first_row),
+                           at(static_cast<const S*>(args.residual), start),
+                           static_cast<S*>(args.y) + start, HW, vectors, columns};
         gemm_panel(static_cast<const A*>(args.weight) + first_row * C, C, int64_t(1), rows, b, ldb, vectors, C, partial,
-                     [&](const A* tile, int64_t first_row, int64_t height) { store(to, tile, first_row, height); });
+                   [&](const A* tile, int64_t row, int64_t height) { store(to, tile, row, height); });
       }
     }
   });

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weight gradient of a pointwise convolution: grad_weight[o][c] = sum over pixels of grad[o] * x[c], on the matrix product of gemm.h.
+// Weight gradient of a pointwise convolution: grad_weight[o][c] = sum over pixels of grad[o] * x[c], on the matrix
+// product of gemm.h.
 //
-// Output channels are the broadcast operand, read where they lie in either format; input channels run along the vectors (an NCHW panel is
-// transposed while it is packed). The sum runs over chunks of pixels small enough for a panel to stay in L1; each chunk is summed in registers
-// and then added to the result, so errors grow with the number of chunks, not of pixels. Slices of chunks go to threads and are added up in
-// order at the end.
+// Output channels are the broadcast operand, read where they lie in either format; input channels run along the vectors
+// (an NCHW panel is transposed while it is packed). The sum runs over chunks of pixels small enough for a panel to stay
+// in L1; each chunk is summed in registers and then added to the result, so errors grow with the number of chunks, not
+// of pixels. Slices of chunks go to threads and are added up in order at the end.
 #include "conv_bn_act.h"
 
 #include "../common/dispatch.h"
@@ -30,16 +31,24 @@ template <typename S> struct Task {
   A *grad, *packed, *partial;
 
   Task(const PointwiseWeightArgs& a, int64_t row, int64_t row_count, int64_t vector, int64_t vector_count, A* result)
-      : args(a), first_row(row), rows(row_count), first_vector(vector), panels(vector_count), sum(result),
+      : args(a),
+        first_row(row),
+        rows(row_count),
+        first_vector(vector),
+        panels(vector_count),
+        sum(result),
         memory(Workspace::bytes<A>(kChunk * row_count) + Workspace::bytes<A>(kPanel) + Workspace::bytes<A>(kTile)),
-        grad(memory.take<A>(kChunk * row_count)), packed(memory.take<A>(kPanel)), partial(memory.take<A>(kTile)) {
+        grad(memory.take<A>(kChunk * row_count)),
+        packed(memory.take<A>(kPanel)),
+        partial(memory.take<A>(kTile)) {
     static_assert(kPanel * int64_t(sizeof(A)) <= kSliceBytes * 3 / 2, "gemm_panel does not slice a chunk");
   }
 
   // Pixels [pixel, pixel + count) of image n; channels_last counts pixels through all images, n = 0.
   void add_chunk(int64_t n, int64_t pixel, int64_t count, bool first) {
     const bool channels_last = args.layout == Layout::kNHWC;
-    const S* g = static_cast<const S*>(args.grad) + (channels_last ? pixel * args.O + first_row : (n * args.O + first_row) * args.HW + pixel);
+    const S* g = static_cast<const S*>(args.grad) +
+                 (channels_last ? pixel * args.O + first_row : (n * args.O + first_row) * args.HW + pixel);
     const S* x = static_cast<const S*>(args.x) + (channels_last ? pixel * args.C : n * args.C * args.HW + pixel);
     int64_t row_stride = channels_last ? 1 : args.HW, depth_stride = channels_last ? args.O : 1;
     const A* a = reinterpret_cast<const A*>(g);
@@ -59,7 +68,8 @@ template <typename S> struct Task {
                  [&](const A* tile, int64_t row, int64_t height) {
                    for (int64_t m = 0; m < height; ++m) {
                      A* to = sum + (first_row + row + m) * args.C + column;
-                     for (int64_t j = 0; j < columns; ++j) to[j] = first ? tile[m * width + j] : to[j] + tile[m * width + j];
+                     for (int64_t j = 0; j < columns; ++j)
+                       to[j] = first ? tile[m * width + j] : to[j] + tile[m * width + j];
                    }
                  });
     }
@@ -76,7 +86,8 @@ template <typename S> struct Task {
 
   void run(int64_t slice, int64_t slices) {
     const bool channels_last = args.layout == Layout::kNHWC;
-    const int64_t units = channels_last ? args.N * args.HW : args.N;  // what a slice is cut from: pixels, or whole images
+    const int64_t units =
+        channels_last ? args.N * args.HW : args.N;  // what a slice is cut from: pixels, or whole images
     const int64_t begin = units * slice / slices, end = units * (slice + 1) / slices;
     const int64_t pixels = channels_last ? end - begin : args.HW;
     const int64_t chunks = ceil_div(pixels, kChunk);
@@ -102,8 +113,8 @@ template <typename S> void run(const PointwiseWeightArgs& args) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t slice = i / parts, row_part = i % parts / split.vectors, vector_part = i % split.vectors;
       const int64_t row = args.O * row_part / split.rows, vector = vectors * vector_part / split.vectors;
-      Task<S>(args, row, args.O * (row_part + 1) / split.rows - row, vector, vectors * (vector_part + 1) / split.vectors - vector,
-              partial + slice * size)
+      Task<S>(args, row, args.O * (row_part + 1) / split.rows - row, vector,
+              vectors * (vector_part + 1) / split.vectors - vector, partial + slice * size)
           .run(slice, slices);
     }
   });

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The packed matrix product behind every 1x1 convolution: c[m][n] = sum_k a[m][k] b[k][n].
 //
-// b is the vector operand: panels of `vectors` hardware vectors, row k at b + k * ldb. a is the broadcast operand, read where it lies, with any
-// two strides. A channels_last convolution broadcasts pixels over packed weights, an NCHW one broadcasts weights over pixels; neither changes
-// the layout of an activation.
+// b is the vector operand: panels of `vectors` hardware vectors, row k at b + k * ldb. a is the broadcast operand, read
+// where it lies, with any two strides. A channels_last convolution broadcasts pixels over packed weights, an NCHW one
+// broadcasts weights over pixels; neither changes the layout of an activation.
 //
-// A tile of rows x vectors accumulators stays in registers for kDepth values of k. AVX-512 (32 registers) holds 14x2, 8x3 or 6x4: 28 or 24
-// independent FMAs cover the latency of two ports (8) and leave registers for the panel row and one broadcast. AVX2 and SSE (16) hold 6x2 or
-// 4x3. A panel slice of kSliceBytes stays in L1 while every tile of rows runs over it; sums over several slices pass through `partial`.
-// Packing and computing are separate, so that a caller may keep packed weights.
+// A tile of rows x vectors accumulators stays in registers while k runs. AVX-512 (32 registers) holds 14x2,
+// 8x3 or 6x4: 28 or 24 independent FMAs cover the latency of two ports (8) and leave registers for the panel row and
+// one broadcast. AVX2 and SSE (16) hold 6x2 or 4x3. A panel slice of kSliceBytes stays in L1 while every tile of rows
+// runs over it; sums over several slices pass through `partial`. Packing and computing are separate, so that a caller
+// may keep packed weights.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +23,17 @@
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
 
-constexpr int64_t kSliceBytes = 32 * 1024;  // two thirds of a 48 KiB L1; a 32 KiB one shares it with L2 at no measured loss
+constexpr int64_t kSliceBytes = 32 * 1024;  // of a panel, kept in L1
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
-// Uninitialised memory for one kernel call of one thread, cut into aligned pieces. Up to kKept bytes stay with the thread from call to call:
-// fresh pages for the packed weights of a late layer cost more than its arithmetic.
+// Uninitialised memory for one kernel call of one thread, cut into aligned pieces. Up to kKept bytes stay with the
+// thread from call to call: fresh pages for the packed weights of a late layer cost more than its arithmetic.
 class Workspace {
  public:
-  template <typename A> static constexpr int64_t bytes(int64_t count) { return (count * int64_t(sizeof(A)) + kLine - 1) / kLine * kLine; }
+  template <typename A> static constexpr int64_t bytes(int64_t count) {
+    return (count * int64_t(sizeof(A)) + kLine - 1) / kLine * kLine;
+  }
 
   explicit Workspace(int64_t size) : own_(nullptr) {
     static thread_local Block kept;
@@ -86,24 +89,30 @@ constexpr int tile_rows(int vectors) {
   return vectors == 1 ? 8 : vectors == 2 ? 6 : 4;
 }
 
-constexpr bool tile_fits(int vectors) { return tile_rows(vectors) * vectors + vectors + 1 <= kRegisters && tile_rows(vectors) <= kMostRows; }
-static_assert(tile_fits(1) && tile_fits(2) && tile_fits(kUsualVectors) && tile_fits(kMostVectors), "accumulators, panel row, one broadcast");
+constexpr bool tile_fits(int vectors) {
+  return tile_rows(vectors) * vectors + vectors + 1 <= kRegisters && tile_rows(vectors) <= kMostRows;
+}
+static_assert(tile_fits(1) && tile_fits(2) && tile_fits(kUsualVectors) && tile_fits(kMostVectors),
+              "accumulators, panel row, one broadcast");
 
-// How `vectors` are cut into panels: kUsual each, the last one with what is left, never a single vector where it can join its neighbour.
+// How `vectors` are cut into panels: kUsual each, the last one with what is left, never a single vector where it can
+// join its neighbour.
 struct Panels {
   int64_t vectors, count;
   FASTCNN_INLINE explicit Panels(int64_t vectors_) : vectors(vectors_), count(ceil_div(vectors_, kUsualVectors)) {
     if (count > 1 && vectors % kUsualVectors == 1) --count;
   }
   FASTCNN_INLINE int64_t begin(int64_t panel) const { return panel * kUsualVectors; }
-  FASTCNN_INLINE int width(int64_t panel) const { return int((panel + 1 == count ? vectors : begin(panel + 1)) - begin(panel)); }
+  FASTCNN_INLINE int width(int64_t panel) const {
+    return int((panel + 1 == count ? vectors : begin(panel + 1)) - begin(panel));
+  }
 };
 
-// c[m][:] = (or +=, with add) sum over depth; c is dense, `kVectors` vectors a row. Each step asks for one more line from `ahead` on, where the
-// rows of the next tile lie: the hardware follows 14 short rows badly.
+// c[m][:] = (or +=, with add) sum over depth; c is dense, `kVectors` vectors a row. Each step asks for one more line
+// from `ahead` on, where the rows of the next tile lie: the hardware follows 14 short rows badly.
 template <typename A, int kRows, int kVectors>
-__attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t ldb, int64_t depth, A* c,
-                                         bool add, const char* ahead, int64_t ahead_step) {
+__attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t ldb,
+                                         int64_t depth, A* c, bool add, const char* ahead, int64_t ahead_step) {
   using V = Vec<A>;
   V sum[kRows][kVectors];
   if (add) {
@@ -132,32 +141,43 @@ __attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t
     for (int v = 0; v < kVectors; ++v) sum[m][v].store(c + (m * kVectors + v) * V::kLanes);
 }
 
-template <typename A> using TileFunction = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool, const char*, int64_t);
+template <typename A>
+using TileFunction = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool, const char*, int64_t);
 
-template <typename A, int kVectors, int kRows = tile_rows(kVectors)> FASTCNN_INLINE TileFunction<A> tile_with_rows(int rows) {
+template <typename A, int kVectors, int kRows = tile_rows(kVectors)>
+FASTCNN_INLINE TileFunction<A> tile_with_rows(int rows) {
   if constexpr (kRows == 1) return gemm_tile<A, 1, kVectors>;
   else return rows == kRows ? gemm_tile<A, kRows, kVectors> : tile_with_rows<A, kVectors, kRows - 1>(rows);
 }
 
 template <typename A> TileFunction<A> tile_function(int rows, int vectors) {
   switch (vectors) {
-    case 1: return tile_with_rows<A, 1>(rows);
-    case 2: return tile_with_rows<A, 2>(rows);
-    case 3: return tile_with_rows<A, 3>(rows);
-    default: return tile_with_rows<A, kMostVectors>(rows);
+    case 1:
+      return tile_with_rows<A, 1>(rows);
+    case 2:
+      return tile_with_rows<A, 2>(rows);
+    case 3:
+      return tile_with_rows<A, 3>(rows);
+    default:
+      return tile_with_rows<A, kMostVectors>(rows);
   }
 }
 
-// rows x one panel. finish(tile, first_row, rows) receives each complete tile, dense, once.
-// partial: room for kMostRows rows of the panel, or for all rows when depth_slices(vectors, depth) > 1.
 template <typename A> FASTCNN_INLINE int64_t depth_slices(int vectors, int64_t depth) {
   const int64_t most = kSliceBytes / int64_t(sizeof(A)) / (vectors * Vec<A>::kLanes);
   return depth > most + most / 2 ? ceil_div(depth, most) : 1;
 }
 
+// Values that gemm_panel needs at `partial`, for panels of any width: one tile, or all rows where depth is sliced.
+template <typename A> FASTCNN_INLINE int64_t partial_size(int64_t rows, int64_t depth) {
+  const bool sliced = depth_slices<A>(kMostVectors, depth) > 1;
+  return (sliced && rows > kMostRows ? rows : kMostRows) * kMostVectors * Vec<A>::kLanes;
+}
+
+// rows x one panel. finish(tile, first_row, rows) receives each complete tile, dense, once.
 template <typename A, typename Finish>
-FASTCNN_INLINE void gemm_panel(const A* a, int64_t row_stride, int64_t depth_stride, int64_t rows, const A* b, int64_t ldb, int vectors,
-                               int64_t depth, A* partial, Finish&& finish) {
+FASTCNN_INLINE void gemm_panel(const A* a, int64_t row_stride, int64_t depth_stride, int64_t rows, const A* b,
+                               int64_t ldb, int vectors, int64_t depth, A* partial, Finish&& finish) {
   const int64_t tiles = ceil_div(rows, tile_rows(vectors));
   const int64_t slices = depth_slices<A>(vectors, depth);
   const int64_t width = vectors * Vec<A>::kLanes;
@@ -174,7 +194,8 @@ FASTCNN_INLINE void gemm_panel(const A* a, int64_t row_stride, int64_t depth_str
       const A* from = a + row * row_stride + k * depth_stride;
       const bool dense = row_stride == part;
       (height == smallest ? usual : higher)(from, row_stride, depth_stride, b + k * ldb, ldb, part, c, slice > 0,
-                                            reinterpret_cast<const char*>(dense ? from + height * row_stride : from), dense ? kLine : 0);
+                                            reinterpret_cast<const char*>(dense ? from + height * row_stride : from),
+                                            dense ? kLine : 0);
       if (slice + 1 == slices) finish(c, row, height);
     }
   }
@@ -203,8 +224,8 @@ inline GemmSplit choose_split(int64_t rows, int64_t vectors, double packing, int
 }
 
 #if defined(__AVX2__)
-// Four columns of kLanes rows, transposed: out[j] holds column j. Row r sits at rows[r]; 128-bit loads go straight to their lane, so that two
-// rounds of shuffles inside the lanes are left.
+// Four columns of kLanes rows, transposed: out[j] holds column j. Row r sits at rows[r]; 128-bit loads go straight to
+// their lane, so that two rounds of shuffles inside the lanes are left.
 FASTCNN_INLINE void transpose_four_columns(const float* const* rows, int64_t k, float* out, int64_t ld) {
 #if defined(__AVX512F__)
   __m512 quad[4];
@@ -215,8 +236,10 @@ FASTCNN_INLINE void transpose_four_columns(const float* const* rows, int64_t k, 
     q = _mm512_insertf32x4(q, _mm_loadu_ps(rows[8 + i] + k), 2);
     quad[i] = _mm512_insertf32x4(q, _mm_loadu_ps(rows[12 + i] + k), 3);
   }
-  const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[0], quad[1])), low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[2], quad[3]));
-  const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[0], quad[1])), high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[2], quad[3]));
+  const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[0], quad[1])),
+                low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[2], quad[3]));
+  const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[0], quad[1])),
+                high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[2], quad[3]));
   _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)));
   _mm512_storeu_ps(out + ld, _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23)));
   _mm512_storeu_ps(out + 2 * ld, _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)));
@@ -226,8 +249,10 @@ FASTCNN_INLINE void transpose_four_columns(const float* const* rows, int64_t k, 
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
     quad[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[i] + k)), _mm_loadu_ps(rows[4 + i] + k), 1);
-  const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[0], quad[1])), low23 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[2], quad[3]));
-  const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[0], quad[1])), high23 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[2], quad[3]));
+  const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[0], quad[1])),
+                low23 = _mm256_castps_pd(_mm256_unpacklo_ps(quad[2], quad[3]));
+  const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[0], quad[1])),
+                high23 = _mm256_castps_pd(_mm256_unpackhi_ps(quad[2], quad[3]));
   _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23)));
   _mm256_storeu_ps(out + ld, _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23)));
   _mm256_storeu_ps(out + 2 * ld, _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23)));
@@ -236,9 +261,10 @@ FASTCNN_INLINE void transpose_four_columns(const float* const* rows, int64_t k, 
 }
 #endif
 
-// One vector of b out of kLanes rows of a row-major matrix: out[k * ld + r] = source[r * stride + k] for r < rows. The lanes past `rows` repeat
-// the last row: what they compute is never stored.
-template <typename S, typename A> void pack_transposed_vector(const S* source, int64_t stride, int rows, int64_t depth, A* out, int64_t ld) {
+// One vector of b out of kLanes rows of a row-major matrix: out[k * ld + r] = source[r * stride + k] for r < rows. The
+// lanes past `rows` repeat the last row: what they compute is never stored.
+template <typename S, typename A>
+void pack_transposed_vector(const S* source, int64_t stride, int rows, int64_t depth, A* out, int64_t ld) {
   constexpr int kLanes = Vec<A>::kLanes;
   const S* row[kLanes];
   for (int r = 0; r < kLanes; ++r) row[r] = source + (r < rows ? r : rows - 1) * stride;
@@ -257,12 +283,13 @@ void pack_transposed(const S* source, int64_t stride, int64_t columns, int vecto
   constexpr int kLanes = Vec<A>::kLanes;
   for (int v = 0; v < vectors; ++v) {
     const int64_t left = columns - v * kLanes;
-    pack_transposed_vector(source + v * kLanes * stride, stride, int(left < kLanes ? left : kLanes), depth, out + v * kLanes,
-                           int64_t(vectors * kLanes));
+    pack_transposed_vector(source + v * kLanes * stride, stride, int(left < kLanes ? left : kLanes), depth,
+                           out + v * kLanes, int64_t(vectors * kLanes));
   }
 }
 
-// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros up to the panel's width.
+// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros up to
+// the panel's width.
 template <typename S, typename A>
 void pack_rows(const S* source, int64_t stride, int64_t columns, int vectors, int64_t depth, A* out) {
   using V = Vec<A>;
