@@ -2,8 +2,8 @@
 // From run-time values to template arguments. Each throws on a value it does not know: nothing falls through in silence.
 #pragma once
 
+#include <cstdio>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #include "namespace.h"
@@ -34,7 +34,10 @@ template <typename F> FASTCNN_HOST_INLINE void dispatch_dtype(Dtype dtype, F&& f
 // Calls f(std::integral_constant<int, K>{}) for the K of the list that equals value; throws naming `what` on a miss.
 template <int... K, typename F> FASTCNN_HOST_INLINE void dispatch_int(const char* what, int value, F&& f) {
   const bool hit = ((value == K ? (f(std::integral_constant<int, K>{}), true) : false) || ...);
-  if (!hit) throw std::logic_error(std::string("fastcnn: no specialisation for this ") + what);
+  if (hit) return;
+  char message[96];  // no std::string: its templates would be compiled for this instruction set, and shared by the linker with the others
+  std::snprintf(message, sizeof message, "fastcnn: no specialisation for this %s", what);
+  throw std::logic_error(message);
 }
 
 template <typename F> FASTCNN_HOST_INLINE void dispatch_bool(bool value, F&& f) {
