@@ -17,6 +17,7 @@
 #include "depthwise_conv2d_plane.h"
 #include "parallel.h"
 #include "simd.h"
+#include "unroll.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
@@ -24,6 +25,7 @@ namespace {
 
 constexpr int64_t kGrainMacs = 1 << 17;    // per thread: some 4 us of work, what waking a thread costs
 constexpr int64_t kPlaneElements = 6144;   // half of a 48 KiB L1 in float
+constexpr int kRowGroup = 4;               // NCHW: output rows summed side by side
 constexpr int64_t kChunkBlocks = 16;       // channel vectors whose packed weights a thread holds (9 KiB for 3x3 on AVX-512)
 
 int64_t grain_of(int64_t macs_per_item) { return macs_per_item > 0 ? ceil_div(kGrainMacs, macs_per_item) : 1; }
@@ -36,19 +38,13 @@ template <typename V> __attribute__((noinline)) V slow_activation(V x, Activatio
 }
 
 template <int kCount, typename V> FASTCNN_INLINE void activate(V (&sum)[kCount], Activation kind) {
+  const auto each = [&](auto functor) FASTCNN_UNROLLED { unroll<kCount>([&](auto i) FASTCNN_UNROLLED { sum[i] = functor(sum[i]); }); };
   switch (kind) {
     case Activation::kIdentity: return;
-    case Activation::kRelu:
-      for (V& v : sum) v = Relu()(v);
-      return;
-    case Activation::kRelu6:
-      for (V& v : sum) v = Relu6()(v);
-      return;
-    case Activation::kHardSwish:
-      for (V& v : sum) v = HardSwish()(v);
-      return;
-    default:
-      for (V& v : sum) v = slow_activation(v, kind);
+    case Activation::kRelu: return each(Relu());
+    case Activation::kRelu6: return each(Relu6());
+    case Activation::kHardSwish: return each(HardSwish());
+    default: each([&](V v) { return slow_activation(v, kind); });
   }
 }
 
@@ -67,75 +63,78 @@ template <typename S> struct Nhwc {
 template <typename S> constexpr int kZeroLanes = VecOf<S>::kLanes;
 template <typename S> alignas(64) const S kZeros[kZeroLanes<S>] = {};
 
-template <bool kPartial, int kStrip, typename S>
-FASTCNN_INLINE void finish_row(const Nhwc<S>& job, VecOf<S> (&sum)[kStrip], int64_t ho, int64_t wo, int count) {
+// sum[j * kStrip + s] is output (ho + j, wo + s); beyond `rows`, or `columns` when kShort, it does not exist.
+template <bool kPartial, bool kShort, int kRows, int kStrip, typename S>
+FASTCNN_INLINE void finish(const Nhwc<S>& job, VecOf<S> (&sum)[kRows * kStrip], int64_t ho, int64_t wo, int64_t columns) {
   using V = VecOf<S>;
-  const int64_t base = (ho * job.g.Wo + wo) * job.g.O;
+  const int64_t base = (ho * job.g.Wo + wo) * job.g.O, row = job.g.Wo * job.g.O, rows = job.g.Ho - ho;
+  const auto exists = [&](int i) FASTCNN_UNROLLED { return i / kStrip < rows && (!kShort || i % kStrip < columns); };
+  const auto at = [&](int i) FASTCNN_UNROLLED { return base + i / kStrip * row + i % kStrip * job.g.O; };
   if (job.residual != nullptr)
-    for (int s = 0; s < kStrip; ++s)
-      if (s < count) {
-        const S* r = job.residual + base + s * job.g.O;
-        sum[s] = sum[s] + (kPartial ? V::load(r, job.lanes) : V::load(r));
-      }
+    unroll<kRows * kStrip>([&](auto i) FASTCNN_UNROLLED {
+      const S* r = job.residual + at(i);
+      if (exists(i)) sum[i] = sum[i] + (kPartial ? V::load(r, job.lanes) : V::load(r));
+    });
   activate(sum, job.activation);
-  for (int s = 0; s < kStrip; ++s)
-    if (s < count) {
-      if constexpr (kPartial) sum[s].store(job.y + base + s * job.g.O, job.lanes);
-      else sum[s].store(job.y + base + s * job.g.O);
-    }
+  unroll<kRows * kStrip>([&](auto i) FASTCNN_UNROLLED {
+    if (!exists(i)) return;
+    if constexpr (kPartial) sum[i].store(job.y + at(i), job.lanes);
+    else sum[i].store(job.y + at(i));
+  });
 }
 
 template <typename S, int K, int kStride> struct UnrolledTile {
   using V = VecOf<S>;
-  static constexpr int kRows = kStride == 1 ? 2 : 1;
+  static constexpr int kRows = 2;
   static constexpr int kStrip = 4;
   static constexpr int kColumns = (kStrip - 1) * kStride + K;   // input columns a strip touches
-  static constexpr int kInputRows = (kRows - 1) * kStride + K;
-  static constexpr bool kHoldWeights = K == 3;
-  static_assert(kRows * kStrip <= 8, "the sums, a row of weights for each and an input must fit 32 registers");
+  static constexpr int kInputRows = kStride + K;
+  static_assert(kRows * kStrip >= 8, "two FMA ports of latency 4 need 8 independent sums");
+  static_assert(kRows * (kStrip + K) + 1 <= 32, "sums, two rows of weights and an input vector fit the AVX-512 registers");
 
-  template <bool kEdge> static FASTCNN_INLINE void tile(const Nhwc<S>& job, const V* held, int64_t ho, int64_t wo) {
+  // One input row; it is row `r` of the window of output row ho, kUpper, and row r - kStride of that of ho + 1, kLower.
+  template <bool kEdge, bool kUpper, bool kLower>
+  static FASTCNN_INLINE void add_row(const Nhwc<S>& job, V (&sum)[kRows * kStrip], int r, const S* row, int64_t iw) {
+    const Accumulator<S>* weight = job.packed + (1 + r * K) * V::kLanes;
+    V upper[K], lower[K];
+    unroll<K>([&](auto kw) FASTCNN_UNROLLED {
+      if constexpr (kUpper) upper[kw] = V::load(weight + kw * V::kLanes);
+      if constexpr (kLower) lower[kw] = V::load(weight + (kw - kStride * K) * V::kLanes);
+    });
+    unroll<kColumns>([&](auto c) FASTCNN_UNROLLED {
+      const bool inside = !kEdge || (iw + c >= 0 && iw + c < job.g.W);
+      const V v = V::load(inside ? row + c * job.g.C : kZeros<S>);
+      unroll<kStrip>([&](auto s) FASTCNN_UNROLLED {
+        constexpr int kw = c - s * kStride;
+        if constexpr (kw >= 0 && kw < K) {
+          if constexpr (kUpper) sum[s] = fma(v, upper[kw], sum[s]);
+          if constexpr (kLower) sum[kStrip + s] = fma(v, lower[kw], sum[kStrip + s]);
+        }
+      });
+    });
+  }
+
+  template <bool kEdge> static FASTCNN_INLINE void tile(const Nhwc<S>& job, int64_t ho, int64_t wo) {
     const ConvGeometry& g = job.g;
     const int64_t ih = ho * kStride - g.pad_top, iw = wo * kStride - g.pad_left;
-    V sum[kRows][kStrip];
-    for (int j = 0; j < kRows; ++j)
-      for (int s = 0; s < kStrip; ++s) sum[j][s] = V::load(job.packed);
-#pragma GCC unroll 16
-    for (int r = 0; r < kInputRows; ++r) {
-      if (ih + r < 0 || ih + r >= g.H) continue;
-      const S* row = job.x + (ih + r) * g.W * g.C;
-#pragma GCC unroll 16
-      for (int c = 0; c < kColumns; ++c) {
-        const bool inside = !kEdge || (iw + c >= 0 && iw + c < g.W);
-        const V v = V::load(inside ? row + (iw + c) * g.C : kZeros<S>);
-#pragma GCC unroll 2
-        for (int j = 0; j < kRows; ++j) {
-          const int kh = r - j * kStride;
-          if (kh < 0 || kh >= K) continue;
-#pragma GCC unroll 4
-          for (int s = 0; s < kStrip; ++s) {
-            const int kw = c - s * kStride;
-            if (kw < 0 || kw >= K) continue;
-            const V w = kHoldWeights ? held[kh * K + kw] : V::load(job.packed + (1 + kh * K + kw) * V::kLanes);
-            sum[j][s] = fma(v, w, sum[j][s]);
-          }
-        }
-      }
-    }
-    const int count = kEdge && g.Wo - wo < kStrip ? int(g.Wo - wo) : kStrip;
-    for (int j = 0; j < kRows; ++j)
-      if (ho + j < g.Ho) finish_row<false>(job, sum[j], ho + j, wo, count);
+    const V shift = V::load(job.packed);
+    V sum[kRows * kStrip] = {shift, shift, shift, shift, shift, shift, shift, shift};
+    const int first = ih >= 0 ? 0 : -ih < kInputRows ? int(-ih) : kInputRows;
+    const int last = g.H - ih >= kInputRows ? kInputRows : g.H - ih > 0 ? int(g.H - ih) : 0;
+    const S* row = job.x + ((ih + first) * g.W + iw) * g.C;
+    int r = first;
+    for (; r < last && r < kStride; ++r, row += g.W * g.C) add_row<kEdge, true, false>(job, sum, r, row, iw);
+    for (; r < last && r < K; ++r, row += g.W * g.C) add_row<kEdge, true, true>(job, sum, r, row, iw);
+    for (; r < last; ++r, row += g.W * g.C) add_row<kEdge, false, true>(job, sum, r, row, iw);
+    finish<false, kEdge, kRows, kStrip>(job, sum, ho, wo, g.Wo - wo);
   }
 
   static void rows(const Nhwc<S>& job, int64_t ho) {
     const ConvGeometry& g = job.g;
-    V held[kHoldWeights ? K * K : 1];
-    if constexpr (kHoldWeights)
-      for (int t = 0; t < K * K; ++t) held[t] = V::load(job.packed + (1 + t) * V::kLanes);
     for (int64_t wo = 0; wo < g.Wo; wo += kStrip) {
       const int64_t iw = wo * kStride - g.pad_left;
-      if (iw >= 0 && iw + kColumns <= g.W && wo + kStrip <= g.Wo) tile<false>(job, held, ho, wo);
-      else tile<true>(job, held, ho, wo);
+      if (iw >= 0 && iw + kColumns <= g.W && wo + kStrip <= g.Wo) tile<false>(job, ho, wo);
+      else tile<true>(job, ho, wo);
     }
   }
 };
@@ -150,21 +149,21 @@ template <typename S, bool kPartial> struct GeneralTile {
     const ConvGeometry& g = job.g;
     for (int64_t wo = 0; wo < g.Wo; wo += kStrip) {
       const int count = g.Wo - wo < kStrip ? int(g.Wo - wo) : kStrip;
-      V sum[kStrip];
-      for (V& v : sum) v = V::load(job.packed);
+      const V shift = V::load(job.packed);
+      V sum[kStrip] = {shift, shift, shift, shift};
       for (int64_t kh = 0; kh < g.kH; ++kh) {
         const int64_t ih = ho * g.stride_h + kh * g.dilation_h - g.pad_top;
         if (ih < 0 || ih >= g.H) continue;
         for (int64_t kw = 0; kw < g.kW; ++kw) {
           const V w = V::load(job.packed + (1 + kh * g.kW + kw) * V::kLanes);
-          for (int s = 0; s < kStrip; ++s) {
+          unroll<kStrip>([&](auto s) FASTCNN_UNROLLED {
             const int64_t iw = (wo + s) * g.stride_w + kw * g.dilation_w - g.pad_left;
             const S* p = s < count && iw >= 0 && iw < g.W ? job.x + (ih * g.W + iw) * g.C : kZeros<S>;
             sum[s] = fma(kPartial ? V::load(p, job.lanes) : V::load(p), w, sum[s]);
-          }
+          });
         }
       }
-      finish_row<kPartial>(job, sum, ho, wo, count);
+      finish<kPartial, true, kRows, kStrip>(job, sum, ho, wo, count);
     }
   }
 };
@@ -218,15 +217,21 @@ template <typename S, typename Tile> void run_nhwc(const DepthwiseArgs& args) {
   });
 }
 
+// float on AVX-512 and AVX2 only: eighteen more copies of the tile, for half types and the plain build, would triple what the file takes to compile.
+template <typename S> constexpr bool kHasUnrolledTiles = sizeof(S) == sizeof(float) && VecOf<S>::kLanes >= 8;
+
 template <typename S> void forward_nhwc(const DepthwiseArgs& args) {
   const ConvGeometry& g = args.geometry;
   if (g.C < VecOf<S>::kLanes) return run_nhwc<S, GeneralTile<S, true>>(args);
-  const bool unrolled = g.kH == g.kW && (g.kH == 3 || g.kH == 5 || g.kH == 7) && g.stride_h == g.stride_w && g.stride_h <= 2 &&
-                        g.dilation_h == 1 && g.dilation_w == 1;
-  if (!unrolled) return run_nhwc<S, GeneralTile<S, false>>(args);
-  dispatch_int<3, 5, 7>("kernel size", int(g.kH), [&](auto kernel) {
-    dispatch_int<1, 2>("stride", int(g.stride_h), [&](auto stride) { run_nhwc<S, UnrolledTile<S, kernel(), stride()>>(args); });
-  });
+  if constexpr (kHasUnrolledTiles<S>) {
+    const bool unrolled = g.kH == g.kW && (g.kH == 3 || g.kH == 5 || g.kH == 7) && g.stride_h == g.stride_w && g.stride_h <= 2 &&
+                          g.dilation_h == 1 && g.dilation_w == 1;
+    if (unrolled)
+      return dispatch_int<3, 5, 7>("kernel size", int(g.kH), [&](auto kernel) {
+        dispatch_int<1, 2>("stride", int(g.stride_h), [&](auto stride) { run_nhwc<S, UnrolledTile<S, kernel(), stride()>>(args); });
+      });
+  }
+  run_nhwc<S, GeneralTile<S, false>>(args);
 }
 
 // ---- NCHW
@@ -250,35 +255,84 @@ template <typename S, typename F> void store_row(const Accumulator<S>* sum, cons
   }
 }
 
+// Sums of `rows` output rows, from a plane in the scratch to rows of sums.
+template <typename A> using SumFunction = void (*)(const PhasePlane& plane, const A* input, const int64_t* offset, const A* weight, int64_t taps,
+                                                   A start, A* sums, int64_t sums_pitch, int64_t rows, int64_t columns);
+
+template <int kTaps, typename A>
+void sum_flat(const PhasePlane& plane, const A* input, const int64_t* offset, const A* weight, int64_t taps, A start, A* sums, int64_t, int64_t rows,
+              int64_t columns) {
+  correlate<kTaps, A>(input, offset, weight, taps, start, sums, (rows - 1) * plane.pitch + columns);
+}
+
+// kRowGroup output rows side by side: an input row that several of them need is loaded once, (kRowGroup + K - 1) K / kRowGroup loads a sum for
+// stride 1 where the flat form takes K^2, and most of those straddle a cache line. The weights stay in registers (AVX-512).
+template <int K, int kStride, typename A>
+void sum_rows(const PhasePlane& plane, const A* input, const int64_t*, const A* weight, int64_t, A start, A* sums, int64_t sums_pitch, int64_t rows,
+              int64_t columns) {
+  using V = Vec<A>;
+  static_assert(K * K + kRowGroup + 1 <= 32, "weights, sums and an input vector fit the AVX-512 registers");
+  V w[K * K];
+  unroll<K * K>([&](auto t) FASTCNN_UNROLLED { w[t] = V(weight[t]); });
+  for (int64_t r = 0; r < rows; r += kRowGroup)
+    for (int64_t i = 0; i < columns; i += V::kLanes) {
+      V sum[kRowGroup] = {V(start), V(start), V(start), V(start)};
+      unroll<(kRowGroup - 1) * kStride + K>([&](auto p) FASTCNN_UNROLLED {
+        const A* row = input + (p % kStride) * kStride * plane.phase_size + (r + p / kStride) * plane.pitch + i;
+        unroll<K>([&](auto kw) FASTCNN_UNROLLED {
+          const V v = V::load(row + (kw % kStride) * plane.phase_size + kw / kStride);
+          unroll<kRowGroup>([&](auto j) FASTCNN_UNROLLED {
+            constexpr int kh = p - j * kStride;
+            if constexpr (kh >= 0 && kh < K) sum[j] = fma(v, w[kh * K + kw], sum[j]);
+          });
+        });
+      });
+      unroll<kRowGroup>([&](auto j) FASTCNN_UNROLLED { sum[j].store(sums + (r + j) * sums_pitch + i); });
+    }
+}
+
+// Row by row where that fills the vectors, else over row ends.
+template <typename A> SumFunction<A> choose_sum(const ConvGeometry& g, bool* by_rows) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  *by_rows = g.kH == g.kW && (g.kH == 3 || g.kH == 5) && g.stride_h == g.stride_w && g.stride_h <= 2 && g.dilation_h == 1 && g.dilation_w == 1 &&
+             g.Wo * 3 >= ceil_div(g.Wo, kLanes) * kLanes * 2;
+  SumFunction<A> found = g.kH * g.kW == 9 ? &sum_flat<9, A> : g.kH * g.kW == 25 ? &sum_flat<25, A> : &sum_flat<0, A>;
+  if (*by_rows)
+    dispatch_int<3, 5>("kernel size", int(g.kH), [&](auto kernel) {
+      dispatch_int<1, 2>("stride", int(g.stride_h), [&](auto stride) { found = &sum_rows<kernel(), stride(), A>; });
+    });
+  return found;
+}
+
 template <typename S> void forward_nchw(const DepthwiseArgs& args) {
   using A = Accumulator<S>;
   const ConvGeometry& g = args.geometry;
   RowFunction<S> store = nullptr;
   dispatch_activation(args.activation, [&](auto functor) { store = &store_row<S, decltype(functor)>; });
+  bool by_rows = false;
+  const SumFunction<A> sum = choose_sum<A>(g, &by_rows);
   const PhasePlane plane(g, kPlaneElements);
+  constexpr int kLanes = VecOf<S>::kLanes;
+  const int64_t sums_pitch = by_rows ? ceil_div(g.Wo, kLanes) * kLanes : plane.pitch;
   const int64_t taps = g.kH * g.kW, blocks = ceil_div(g.Ho, plane.rows), m = g.O / g.C;
   const A* scale = static_cast<const A*>(args.scale);
   const A* shift = static_cast<const A*>(args.shift);
-  constexpr int kSlack = 4 * VecOf<S>::kLanes;  // whole vectors past the last row
   parallel_for(g.N * g.O * blocks, grain_of(plane.rows * g.Wo * taps), [&](int64_t begin, int64_t end) {
-    const Scratch<A> input(plane.size() + kSlack), sums(plane.rows * plane.pitch + kSlack), weight(taps), wide(g.W);
+    const Scratch<A> input(plane.size<A>()), sums(ceil_div(plane.rows, kRowGroup) * kRowGroup * sums_pitch + kSlack<A>), weight(taps);
     const Scratch<int64_t> offset(taps);
-    fill_zero<A>(input + plane.size(), kSlack);
+    fill_zero<A>(input, plane.size<A>());
     for (int64_t t = 0; t < taps; ++t) offset[t] = plane.offset(g, t / g.kW, t % g.kW);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t no = item / blocks, ho = item % blocks * plane.rows, n = no / g.O, o = no % g.O;
+      const int64_t no = item / blocks, ho = (item - no * blocks) * plane.rows, o = no % g.O;
       const int64_t rows = g.Ho - ho < plane.rows ? g.Ho - ho : plane.rows;
       const A factor = scale == nullptr ? A(1) : scale[o];
       const S* w = static_cast<const S*>(args.weight) + o * taps;
       for (int64_t t = 0; t < taps; ++t) weight[t] = to_accumulator(w[args.flip ? taps - 1 - t : t]) * factor;
-      plane.load(g, static_cast<const S*>(args.x) + (n * g.C + o / m) * g.H * g.W, ho, rows, input, wide);
-      const A start = shift == nullptr ? A(0) : shift[o];
-      const int64_t count = (rows - 1) * plane.pitch + g.Wo;
-      if (taps == 9) correlate<9, A>(input, offset, weight, taps, start, sums, count);
-      else correlate<0, A>(input, offset, weight, taps, start, sums, count);
+      plane.load(g, static_cast<const S*>(args.x) + no / m * g.H * g.W, ho, rows, input);
+      sum(plane, input, offset, weight, taps, shift == nullptr ? A(0) : shift[o], sums, sums_pitch, rows, g.Wo);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (no * g.Ho + ho + r) * g.Wo;
-        store(sums + r * plane.pitch, args.residual == nullptr ? nullptr : static_cast<const S*>(args.residual) + at,
+        store(sums + r * sums_pitch, args.residual == nullptr ? nullptr : static_cast<const S*>(args.residual) + at,
               static_cast<S*>(args.y) + at, g.Wo);
       }
     }

@@ -101,11 +101,10 @@ template <typename S> void backward_input_nchw(const DepthwiseBackwardArgs& args
   const int64_t fitting = kPlaneElements / (m * pitch) - reach_h;
   const int64_t blocks = ceil_div(q_rows, fitting < 1 ? 1 : fitting), block_rows = ceil_div(q_rows, blocks);
   const int64_t plane = (block_rows + reach_h) * pitch;
-  constexpr int kSlack = 4 * VecOf<S>::kLanes;
   parallel_for(g.N * g.C * blocks, grain_of(block_rows * g.Wo * taps * m), [&](int64_t begin, int64_t end) {
-    const Scratch<A> grad(m * plane + kSlack), sums(block_rows * pitch + kSlack), weight(taps * m);
+    const Scratch<A> grad(m * plane + kSlack<A>), sums(block_rows * pitch + kSlack<A>), weight(taps * m);
     const Scratch<int64_t> offset(taps * m);
-    fill_zero<A>(grad + m * plane, kSlack);
+    fill_zero<A>(grad + m * plane, kSlack<A>);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t nc = item / blocks, q0 = item % blocks * block_rows;
       const int64_t rows = q_rows - q0 < block_rows ? q_rows - q0 : block_rows;
@@ -274,15 +273,14 @@ FASTCNN_INLINE void dot_taps(const A* grad, const A* x, const int64_t* offset, i
 
 template <typename S> void backward_weight_nchw(const DepthwiseBackwardArgs& args) {
   using A = Accumulator<S>;
-  constexpr int kSlack = 4 * VecOf<S>::kLanes;
   const ConvGeometry& g = args.geometry;
   const PhasePlane plane(g, kPlaneElements);
   const int64_t taps = g.kH * g.kW, m = g.O / g.C;
   parallel_for(g.O, grain_of(g.N * g.Ho * g.Wo * taps), [&](int64_t begin, int64_t end) {
-    const Scratch<A> input(plane.size() + kSlack), grad(plane.rows * plane.pitch + kSlack), wide(g.W);
+    const Scratch<A> input(plane.size<A>()), grad(plane.rows * plane.pitch + kSlack<A>);
     const Scratch<int64_t> offset(taps);
     const Scratch<double> sum(taps);
-    fill_zero<A>(input + plane.size(), kSlack);
+    fill_zero<A>(input, plane.size<A>());
     for (int64_t t = 0; t < taps; ++t) offset[t] = plane.offset(g, t / g.kW, t % g.kW);
     for (int64_t o = begin; o < end; ++o) {
       for (int64_t t = 0; t < taps; ++t) sum[t] = 0;
@@ -290,7 +288,7 @@ template <typename S> void backward_weight_nchw(const DepthwiseBackwardArgs& arg
       for (int64_t n = 0; n < g.N; ++n)
         for (int64_t ho = 0; ho < g.Ho; ho += plane.rows) {
           const int64_t rows = g.Ho - ho < plane.rows ? g.Ho - ho : plane.rows, count = rows * plane.pitch;
-          plane.load(g, static_cast<const S*>(args.x) + (n * g.C + o / m) * g.H * g.W, ho, rows, input, wide);
+          plane.load(g, static_cast<const S*>(args.x) + (n * g.C + o / m) * g.H * g.W, ho, rows, input);
           for (int64_t r = 0; r < rows; ++r) {  // in the pitch of x, zero where no output is
             A* row = grad + r * plane.pitch;
             widen_row(static_cast<const S*>(args.grad) + ((n * g.O + o) * g.Ho + ho + r) * g.Wo, row, g.Wo);
@@ -301,7 +299,7 @@ template <typename S> void backward_weight_nchw(const DepthwiseBackwardArgs& arg
             if (i < g.Wo) row_total = row_total + VecOf<S>::load(row + i, int(g.Wo - i));
             total += double(row_total.sum());
           }
-          fill_zero<A>(grad + count, kSlack);
+          fill_zero<A>(grad + count, kSlack<A>);
           int64_t t = 0;
           for (; t + 9 <= taps; t += 9) dot_taps<9, A>(grad, input, offset + t, count, sum + t);
           for (; t + 5 <= taps; t += 5) dot_taps<5, A>(grad, input, offset + t, count, sum + t);

@@ -8,6 +8,7 @@
 
 #include "../common/shape.h"
 #include "simd.h"
+#include "unroll.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
@@ -41,14 +42,45 @@ template <typename S> FASTCNN_INLINE void widen_row(const S* src, Accumulator<S>
   if (i < count) V::load(src + i, int(count - i)).store(dst + i, int(count - i));
 }
 
-template <typename S> constexpr bool is_accumulator = sizeof(S) == sizeof(Accumulator<S>);
+// Elements that whole-vector loops may touch past the end of a scratch.
+template <typename A> constexpr int kSlack = 8 * Vec<A>::kLanes;
 
-// dst[j] = src[j * stride]; src is read up to its last taken element only.
-template <typename A> FASTCNN_INLINE void take_every(const A* __restrict src, int64_t stride, A* __restrict dst, int64_t count) {
-  if (stride == 2) {
-    for (int64_t j = 0; j < count; ++j) dst[j] = src[2 * j];
+// The even and the odd elements of a followed by b.
+template <typename A> FASTCNN_INLINE void split_pairs(Vec<A> a, Vec<A> b, Vec<A>* even, Vec<A>* odd) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  if constexpr (kLanes == 16) {
+    even->v = __builtin_shufflevector(a.v, b.v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    odd->v = __builtin_shufflevector(a.v, b.v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  } else if constexpr (kLanes == 8) {
+    even->v = __builtin_shufflevector(a.v, b.v, 0, 2, 4, 6, 8, 10, 12, 14);
+    odd->v = __builtin_shufflevector(a.v, b.v, 1, 3, 5, 7, 9, 11, 13, 15);
+  } else if constexpr (kLanes == 4) {
+    even->v = __builtin_shufflevector(a.v, b.v, 0, 2, 4, 6);
+    odd->v = __builtin_shufflevector(a.v, b.v, 1, 3, 5, 7);
   } else {
-    for (int64_t j = 0; j < count; ++j) dst[j] = src[j * stride];
+    static_assert(kLanes == 2, "a vector of 2, 4, 8 or 16 lanes");
+    even->v = __builtin_shufflevector(a.v, b.v, 0, 2);
+    odd->v = __builtin_shufflevector(a.v, b.v, 1, 3);
+  }
+}
+
+// even[j] = src[2 j] for j < evens, odd[j] = src[2 j + 1] for j < odds, reading `count` elements of src.
+template <typename S>
+FASTCNN_INLINE void split_row(const S* src, int64_t count, Accumulator<S>* even, int64_t evens, Accumulator<S>* odd, int64_t odds) {
+  using V = VecOf<S>;
+  const auto part = [](int64_t left) { return left >= V::kLanes ? V::kLanes : left > 0 ? int(left) : 0; };
+  for (int64_t j = 0; 2 * j < count; j += V::kLanes) {
+    V first, second;
+    if (2 * (j + V::kLanes) <= count) {
+      split_pairs(V::load(src + 2 * j), V::load(src + 2 * j + V::kLanes), &first, &second);
+    } else {
+      const int upper = part(count - 2 * j - V::kLanes);
+      split_pairs(V::load(src + 2 * j, part(count - 2 * j)), upper > 0 ? V::load(src + 2 * j + V::kLanes, upper) : V(), &first, &second);
+    }
+    if (j + V::kLanes <= evens) first.store(even + j);
+    else if (j < evens) first.store(even + j, part(evens - j));
+    if (j + V::kLanes <= odds) second.store(odd + j);
+    else if (j < odds) second.store(odd + j, part(odds - j));
   }
 }
 
@@ -60,6 +92,7 @@ struct PhasePlane {
   int64_t reach_h;             // rows beyond the last output row
   int64_t pitch;               // elements a row
   int64_t rows;                // output rows at most
+  int64_t phase_size;
 
   FASTCNN_INLINE PhasePlane(const ConvGeometry& g, int64_t wanted_elements) {
     const int64_t span_h = (g.kH - 1) * g.dilation_h, span_w = (g.kW - 1) * g.dilation_w;
@@ -71,73 +104,85 @@ struct PhasePlane {
     rows = fitting < 1 ? 1 : fitting > g.Ho ? g.Ho : fitting;
     const int64_t blocks = ceil_div(g.Ho, rows);
     rows = ceil_div(g.Ho, blocks);
+    phase_size = (rows + reach_h) * pitch;
   }
-  FASTCNN_INLINE int64_t phase_size() const { return (rows + reach_h) * pitch; }
-  FASTCNN_INLINE int64_t size() const { return phases_h * phases_w * phase_size(); }
+  // with room for three rows and a vector past the last, which sums that nobody stores may read
+  template <typename A> FASTCNN_INLINE int64_t size() const { return phases_h * phases_w * phase_size + 3 * pitch + kSlack<A>; }
   FASTCNN_INLINE int64_t offset(const ConvGeometry& g, int64_t kh, int64_t kw) const {
     const int64_t h = kh * g.dilation_h, w = kw * g.dilation_w;
-    return ((h % g.stride_h) * phases_w + w % g.stride_w) * phase_size() + h / g.stride_h * pitch + w / g.stride_w;
+    return ((h % g.stride_h) * phases_w + w % g.stride_w) * phase_size + h / g.stride_h * pitch + w / g.stride_w;
   }
 
-  // x is one [H, W] plane; `wide` holds W elements and is used for half types only.
-  template <typename S>
-  FASTCNN_INLINE void load(const ConvGeometry& g, const S* x, int64_t ho, int64_t count, Accumulator<S>* plane, Accumulator<S>* wide) const {
-    using A = Accumulator<S>;
-    for (int64_t r = 0; r < count + reach_h; ++r) {
-      for (int64_t a = 0; a < phases_h; ++a) {
-        const int64_t ih = (ho + r) * g.stride_h + a - g.pad_top;
-        A* row = plane + a * phases_w * phase_size() + r * pitch;
+  // Copies what `count` output rows need of one [H, W] plane x. The plane was zero before its first load, and every load leaves its padding
+  // columns zero; only rows outside x are cleared again.
+  template <typename S> FASTCNN_INLINE void load(const ConvGeometry& g, const S* x, int64_t ho, int64_t count, Accumulator<S>* plane) const {
+    const int64_t sw = g.stride_w;
+    // the first column of phase b that lies in x, and how many do
+    const auto first_of = [&](int64_t b) { return b < g.pad_left ? ceil_div(g.pad_left - b, sw) : 0; };
+    const auto count_of = [&](int64_t b) {
+      const int64_t inside = g.W + g.pad_left - b, end = inside > 0 ? ceil_div(inside, sw) : 0, first = first_of(b);
+      return end < first ? 0 : (end < pitch ? end : pitch) - (first < pitch ? first : pitch);
+    };
+    const int64_t first = first_of(0), copied = count_of(0);
+    const bool pairs = sw == 2 && phases_w == 2 && g.pad_left >= 0;
+    const int64_t odd_phase = g.pad_left & 1 ? 0 : 1;  // where the odd columns of x go
+    const int64_t evens = pairs ? count_of(1 - odd_phase) : 0, odds = pairs ? count_of(odd_phase) : 0;
+    const int64_t even_at = pairs ? (1 - odd_phase) * phase_size + first_of(1 - odd_phase) : 0;
+    const int64_t odd_at = pairs ? odd_phase * phase_size + first_of(odd_phase) : 0;
+    const int64_t used = g.W < evens + odds ? g.W : 2 * (evens > odds ? evens : odds) < g.W ? 2 * (evens > odds ? evens : odds) : g.W;
+    for (int64_t a = 0; a < phases_h; ++a) {
+      int64_t ih = ho * g.stride_h + a - g.pad_top;
+      Accumulator<S>* row = plane + a * phases_w * phase_size;
+      for (int64_t r = 0; r < count + reach_h; ++r, ih += g.stride_h, row += pitch) {
         if (ih < 0 || ih >= g.H) {
-          for (int64_t b = 0; b < phases_w; ++b) fill_zero(row + b * phase_size(), pitch);
+          for (int64_t b = 0; b < phases_w; ++b) fill_zero(row + b * phase_size, pitch);
           continue;
         }
         const S* source = x + ih * g.W;
-        const A* from;
-        if constexpr (is_accumulator<S>) {
-          from = source;
+        if (sw == 1) {
+          if (copied > 0) widen_row(source + first - g.pad_left, row + first, copied);
+        } else if (pairs) {
+          split_row(source, used, row + even_at, evens, row + odd_at, odds);
         } else {
-          if (g.stride_w > 1) widen_row(source, wide, g.W);
-          from = wide;
-        }
-        for (int64_t b = 0; b < phases_w; ++b) {
-          A* to = row + b * phase_size();
-          // column j holds input column j * Sw + b - pad_left
-          const int64_t shift = g.pad_left - b;
-          int64_t first = shift > 0 ? ceil_div(shift, g.stride_w) : 0;
-          int64_t last = g.W + shift > 0 ? ceil_div(g.W + shift, g.stride_w) : 0;
-          first = first < pitch ? first : pitch;
-          last = last < first ? first : last < pitch ? last : pitch;
-          fill_zero(to, first);
-          const int64_t start = first * g.stride_w - shift;
-          if (g.stride_w == 1) widen_row(source + start, to + first, last - first);
-          else take_every(from + start, g.stride_w, to + first, last - first);
-          fill_zero(to + last, pitch - last);
+          for (int64_t b = 0; b < phases_w; ++b) {
+            const int64_t start = first_of(b), n = count_of(b);
+            const S* from = source + start * sw + b - g.pad_left;
+            for (int64_t j = 0; j < n; ++j) row[b * phase_size + start + j] = to_accumulator(from[j * sw]);
+          }
         }
       }
     }
   }
 };
 
+template <int kTaps, int kVectors, typename A>
+FASTCNN_INLINE void correlate_group(const A* src, const int64_t* offset, const A* weight, int64_t taps, A start, A* dst) {
+  using V = Vec<A>;
+  V sum[kVectors];
+  unroll<kVectors>([&](auto u) FASTCNN_UNROLLED { sum[u] = V(start); });
+  const int64_t n = kTaps > 0 ? kTaps : taps;
+  for (int64_t t = 0; t < n; ++t) {
+    const V w(weight[t]);
+    const A* p = src + offset[t];
+    unroll<kVectors>([&](auto u) FASTCNN_UNROLLED { sum[u] = fma(V::load(p + u * V::kLanes), w, sum[u]); });
+  }
+  unroll<kVectors>([&](auto u) FASTCNN_UNROLLED { sum[u].store(dst + u * V::kLanes); });
+}
+
 // dst[i] = start + sum over t of weight[t] * src[offset[t] + i]. i runs to count rounded up to whole vectors: src and dst have that much room.
+// Four vectors cover the latency of the FMA; no group is left with one unless it is alone.
 template <int kTaps, typename A>
 FASTCNN_INLINE void correlate(const A* src, const int64_t* offset, const A* weight, int64_t taps, A start, A* dst, int64_t count) {
-  using V = Vec<A>;
-  constexpr int kVectors = 4;  // that many sums cover the latency of an FMA on two ports
-  const int64_t n = kTaps > 0 ? kTaps : taps;
-  int64_t i = 0;
-  for (; i + (kVectors - 1) * V::kLanes < count; i += kVectors * V::kLanes) {
-    V sum[kVectors] = {V(start), V(start), V(start), V(start)};
-    for (int64_t t = 0; t < n; ++t) {
-      const V w(weight[t]);
-      const A* p = src + offset[t] + i;
-      for (int u = 0; u < kVectors; ++u) sum[u] = fma(V::load(p + u * V::kLanes), w, sum[u]);
-    }
-    for (int u = 0; u < kVectors; ++u) sum[u].store(dst + i + u * V::kLanes);
-  }
-  for (; i < count; i += V::kLanes) {
-    V sum(start);
-    for (int64_t t = 0; t < n; ++t) sum = fma(V::load(src + offset[t] + i), V(weight[t]), sum);
-    sum.store(dst + i);
+  constexpr int kLanes = Vec<A>::kLanes;
+  int64_t left = ceil_div(count, kLanes);
+  for (; left > 6; left -= 4, src += 4 * kLanes, dst += 4 * kLanes) correlate_group<kTaps, 4>(src, offset, weight, taps, start, dst);
+  switch (left) {
+    case 1: return correlate_group<kTaps, 1>(src, offset, weight, taps, start, dst);
+    case 2: return correlate_group<kTaps, 2>(src, offset, weight, taps, start, dst);
+    case 3: return correlate_group<kTaps, 3>(src, offset, weight, taps, start, dst);
+    case 4: return correlate_group<kTaps, 4>(src, offset, weight, taps, start, dst);
+    case 5: return correlate_group<kTaps, 5>(src, offset, weight, taps, start, dst);
+    case 6: return correlate_group<kTaps, 6>(src, offset, weight, taps, start, dst);
   }
 }
 
