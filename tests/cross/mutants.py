@@ -35,7 +35,8 @@ class Mutant(NamedTuple):
         stem = self.page or self.op.removesuffix("_backward").removesuffix("_train")
         others = {path.stem for path in Path(_register.__file__).parent.glob("*.py")} - {stem}
         found = sorted(TESTS.glob(f"test_{stem}*.py"))
-        return [str(p) for p in found if not any(p.stem.startswith(f"test_{o}") and len(o) > len(stem) for o in others)]
+        mine = [p for p in found if not any(p.stem.startswith(f"test_{o}") and len(o) > len(stem) for o in others)]
+        return sorted(map(str, mine), key=lambda p: self.op.endswith("_train") and "training" not in p)
 
 
 def _changed(position: int, change: Callable[[object], object]) -> Callable:
@@ -234,12 +235,14 @@ def main(names: Sequence[str]) -> None:
 
         tests, skipped = mutant.tests(), unfit.setdefault(mutant.op, [])
         killer, ran = None, 0
-        while tests:
-            failed, ran = _in_fork(wrong, mutant.op, "-x", *(f"--deselect={node}" for node in skipped), *tests)
-            killer = failed[0] if failed else None
-            if killer is None or "::" not in killer or not _in_fork(right, mutant.op, killer)[0]:
+        while tests and killer is None:
+            failed, ran = _in_fork(wrong, mutant.op, "--maxfail=4", *(f"--deselect={node}" for node in skipped), *tests)
+            if not failed or "::" not in failed[0]:
+                killer = failed[0] if failed else None
                 break
-            skipped.append(killer)
+            vain, _ = _in_fork(right, mutant.op, *failed)
+            killer = next((node for node in failed if node not in vain), None)
+            skipped += vain
         print(json.dumps({"name": name, "killer": killer, "ran": ran, "unfit": skipped}), flush=True)
 
 

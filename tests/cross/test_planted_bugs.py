@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs planted into a copy of the C++ kernels: the op's tests must fail, by a test that the right library passes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.long
+ROOT = Path(__file__).parents[2]
+LIBRARY = "libfastcnn_cpu.so"
+
+
+class Bug(NamedTuple):
+    tests: str  # stem of the tests
+    file: str  # below csrc/cpu
+    right: str  # stands there exactly once
+    wrong: str
+
+
+DEPTHWISE, PLANE = "depthwise_conv2d.kernel.cpp", "depthwise_conv2d_plane.h"
+BUGS = {
+    "activation-tail": Bug(
+        "activation",
+        "activation.kernel.cpp",
+        "(V::load(x + i, int(end - i))).store(y + i, int(end - i));",
+        "(V::load(x + i, int(end - i))).store(y + i, int(end - i) - 1);",
+    ),
+    "activation-backward": Bug(
+        "activation",
+        "activation.kernel.cpp",
+        "(V::load(grad + i) * functor.derivative(V::load(x + i)))",
+        "(V::load(x + i) * functor.derivative(V::load(grad + i)))",
+    ),
+    "depthwise-upper-border": Bug(
+        "depthwise_conv2d",
+        DEPTHWISE,
+        "ih = ho * kStride - g.pad_top, iw = wo * kStride - g.pad_left;",
+        "ih = ho * kStride - g.pad_bottom - 1, iw = wo * kStride - g.pad_left;",
+    ),
+    "depthwise-second-row": Bug(
+        "depthwise_conv2d",
+        DEPTHWISE,
+        "fma(v, lower[kw], sum[kStrip + s])",
+        "fma(v, lower[K - 1 - kw], sum[kStrip + s])",
+    ),
+    "depthwise-not-flipped": Bug("depthwise_conv2d", DEPTHWISE, "w[args.flip ? taps - 1 - t : t]", "w[t]"),
+    "depthwise-residual-tail": Bug(
+        "depthwise_conv2d",
+        DEPTHWISE,
+        "if (residual != nullptr) v = v + V::load(residual + i, n);",
+        "if (residual != nullptr) v = v + V::load(residual + i, n - 1);",
+    ),
+    "depthwise-stride-swapped": Bug(
+        "depthwise_conv2d",
+        PLANE,
+        "h / g.stride_h * pitch + w / g.stride_w;",
+        "h / g.stride_h * pitch + w / g.stride_h;",
+    ),
+    "depthwise-row-tail": Bug(
+        "depthwise_conv2d",
+        PLANE,
+        "V::load(src + i, int(count - i)).store(dst + i, int(count - i));",
+        "V::load(src + i, int(count - i) - 1).store(dst + i, int(count - i));",
+    ),
+    "batch-norm-biased-running": Bug(
+        "batch_norm_act",
+        "batch_norm_act.kernel.cpp",
+        "double(pixels > 1 ? pixels - 1 : 1)",
+        "double(pixels > 1 ? pixels : 1)",
+    ),
+    "batch-norm-merge": Bug("batch_norm_act", "batch_norm_act.kernel.cpp", " + delta * delta * before * share", ""),
+    "batch-norm-eps": Bug(
+        "batch_norm_act",
+        "batch_norm_act.kernel.cpp",
+        "__builtin_sqrt(double(variance[c]) + args.eps)",
+        "__builtin_sqrt(double(variance[c]))",
+    ),
+    "batch-norm-residual-after": Bug(
+        "batch_norm_act",
+        "batch_norm_act.kernel.cpp",
+        "lanes.load(shift + c)) + lanes.load(r + c)), y + c);",
+        "lanes.load(shift + c))) + lanes.load(r + c), y + c);",
+    ),
+    "conv-scale-row": Bug(
+        "conv_bn_act", "conv_bn_act.kernel.cpp", "scale = V(to.scale[first_row + m]);", "scale = V(to.scale[m]);"
+    ),
+    "conv-stride-swapped": Bug(
+        "conv_bn_act",
+        "conv_bn_act.kernel.cpp",
+        "* args.W + wo * args.stride_w) * args.C;",
+        "* args.W + wo * args.stride_h) * args.C;",
+    ),
+    "shuffle-any-groups": Bug(
+        "channel_shuffle",
+        "channel_shuffle.kernel.cpp",
+        "y[i * groups + g] = x[g * depth + i];",
+        "y[g * depth + i] = x[i * groups + g];",
+    ),
+    "shuffle-streams": Bug(
+        "channel_shuffle",
+        "channel_shuffle.kernel.cpp",
+        "y[i * kStreams + s] = x[s * length + i];",
+        "y[i * kStreams + s] = x[(kStreams - 1 - s) * length + i];",
+    ),
+    "se-gate": Bug(
+        "se_scale",
+        "se_scale.kernel.cpp",
+        "activate(args.gate, scale, scale, args.N * args.C);",
+        "activate(args.activation, scale, scale, args.N * args.C);",
+    ),
+    "se-pool-gradient": Bug("se_scale", "se_scale.kernel.cpp", "A(1.0 / double(HW))", "A(1)"),
+    "pool-gradient": Bug(
+        "global_avg_pool",
+        "global_avg_pool.kernel.cpp",
+        "const V share(1.0 / double(args.HW));",
+        "const V share(1.0 / double(args.HW + 1));",
+    ),
+}
+
+
+class Copy:
+    """The sources in a folder of their own, built once as they are; ``right`` keeps that library."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.build, self.right = folder / "source", folder / "build", folder / "right"
+        for name in ("csrc", "fastcnn"):
+            shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copy(ROOT / "CMakeLists.txt", self.source)
+        torch_folder = Path(torch.__file__).parent
+        command = [
+            "cmake",
+            "-G",
+            "Ninja",
+            "-S",
+            str(self.source),
+            "-B",
+            str(self.build),
+            f"-DFASTCNN_TORCH={torch_folder}",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        self.compile()
+        self.right.mkdir()
+        shutil.copy(self.build / LIBRARY, self.right)
+
+    def compile(self) -> None:
+        done = subprocess.run(
+            ["cmake", "--build", str(self.build), "--target", "fastcnn_cpu"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+
+    def plant(self, bug: Bug) -> None:
+        path = self.source / "csrc" / "cpu" / bug.file
+        text = path.read_text()
+        assert text.count(bug.right) == 1, f"{bug.file} holds {text.count(bug.right)} times: {bug.right}"
+        path.write_text(text.replace(bug.right, bug.wrong))
+        self.compile()
+        path.write_text(text)  # its new time has ninja compile it again for the next bug
+
+
+def first_failure(library: Path, *tests: str) -> str | None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-rf",
+        "-m",
+        "not long and not large",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
+    environment = {**os.environ, "FASTCNN_LIBRARY_FOLDER": str(library), "FASTCNN_REQUIRE_EXT": "1", "COLUMNS": "400"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if run.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED (\S+::.*?)(?: - .*)?$", run.stdout, re.MULTILINE)
+    assert failed or run.returncode < 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return failed.group(1) if failed else f"killed by signal {-run.returncode}"
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    return Copy(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_bug_is_found(name, copied):
+    bug = BUGS[name]
+    copied.plant(bug)
+    killer = first_failure(copied.build, *map(str, sorted((ROOT / "tests" / "ops").glob(f"test_{bug.tests}*.py"))))
+    assert killer is not None, "survived"
+    if "::" in killer:
+        assert first_failure(copied.right, killer) is None, f"{killer} fails with the right library too"
