@@ -288,8 +288,9 @@ void pack_transposed(const S* source, int64_t stride, int64_t columns, int vecto
   }
 }
 
-// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros up to
-// the panel's width.
+// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros up to the
+// end of the last vector. The next panel's part of each row is asked for: rows are pages apart, where the hardware does
+// not look ahead.
 template <typename S, typename A>
 void pack_rows(const S* source, int64_t stride, int64_t columns, int vectors, int64_t depth, A* out) {
   using V = Vec<A>;
@@ -298,6 +299,8 @@ void pack_rows(const S* source, int64_t stride, int64_t columns, int vectors, in
   for (int64_t k = 0; k < depth; ++k) {
     const S* row = source + k * stride;
     A* line = out + k * vectors * V::kLanes;
+    for (int64_t byte = 0; byte < vectors * V::kLanes * int64_t(sizeof(S)); byte += kLine)
+      __builtin_prefetch(reinterpret_cast<const char*>(row + vectors * V::kLanes) + byte, 0, 2);
     for (int v = 0; v < full; ++v) V::load(row + v * V::kLanes).store(line + v * V::kLanes);
     if (rest > 0) V::load(row + full * V::kLanes, rest).store(line + full * V::kLanes);
   }
