@@ -64,6 +64,7 @@ def _resolved(x: Tensor, weight: Tensor, stride: tuple, padding: tuple, dilation
 
 def _conv_bn_act(x, weight, bias, bn_weight, bn_bias, mean, var, residual, stride, padding, dilation, groups, eps, activation):
     four = _resolved(x, weight, stride, padding, dilation)
+    padding = "same" if padding == (-1, -1, -1, -1) else padding
     act = _IN_PLACE[activation]
 
     def theirs() -> Tensor:
@@ -78,6 +79,7 @@ def _conv_bn_act(x, weight, bias, bn_weight, bn_bias, mean, var, residual, strid
 
 def _depthwise(x, weight, bias, residual, stride, padding, dilation, activation):
     four = _resolved(x, weight, stride, padding, dilation)
+    padding = "same" if padding == (-1, -1, -1, -1) else padding
     return (lambda: fastcnn.ops.depthwise_conv2d(x, weight, bias, stride, padding, dilation, activation, residual),
             lambda: _conv2d(x, weight, bias, stride, four, dilation, x.shape[1]))
 

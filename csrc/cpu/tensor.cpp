@@ -79,6 +79,9 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   return strides;
 }
 
+// A meta tensor beside CPU ones reaches the CPU kernels; its data pointer is null.
+void check_cpu(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "fastcnn: every tensor must be on the CPU, as x is"); }
+
 }  // namespace
 
 Tensor empty_4d(const Tensor& x, int64_t N, int64_t C, int64_t H, int64_t W, Layout layout) {
@@ -96,12 +99,14 @@ Tensor empty_1d(const Tensor& like, int64_t size, ScalarType dtype) { return emp
 Tensor empty_1d(const Tensor& like, int64_t size) { return empty_1d(like, size, like.scalar_type()); }
 
 Tensor as_layout(const Tensor& x, Layout layout) {
+  check_cpu(x);
   if (is_dense(x, layout)) return x;
   Tensor copy = empty_4d(x, x.size(0), x.size(1), x.size(2), x.size(3), layout);
   return torch::stable::copy_(copy, x);
 }
 
 Tensor as_contiguous(const Tensor& x) {
+  check_cpu(x);
   if (x.is_contiguous()) return x;
   const auto sizes = x.sizes();
   const std::vector<int64_t> shape(sizes.begin(), sizes.end());
@@ -110,6 +115,7 @@ Tensor as_contiguous(const Tensor& x) {
 }
 
 Tensor as_accumulator(const Tensor& x, Dtype compute) {
+  check_cpu(x);
   const ScalarType wanted = compute == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
   if (x.scalar_type() == wanted) return as_contiguous(x);
   const auto sizes = x.sizes();

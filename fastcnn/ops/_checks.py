@@ -77,8 +77,6 @@ def four_paddings(op: str, padding: int | str | Sequence[int]) -> tuple[int, int
         raise ValueError(f"{op}: padding must be numbers, 'same' or 'valid', got {padding!r}")
     if not isinstance(padding, int) and len(padding) == 4:
         values = tuple(padding)
-        if values == SAME:
-            return SAME
         left_right, top_bottom = pair(op, "padding", values[:2], 0), pair(op, "padding", values[2:], 0)
         return (*left_right, *top_bottom)
     h, w = pair(op, "padding", padding, 0)
