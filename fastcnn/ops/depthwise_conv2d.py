@@ -16,12 +16,21 @@ from .activation import activation_backward_reference, activation_reference
 _NAME = "depthwise_conv2d"
 
 
-def _pads(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[int, int, int, int]:
+def _pads(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int, int, int]:
     return _checks.resolve_padding(padding, x.shape[2:], weight.shape[2:], stride, dilation)
 
 
-def _preactivation(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-                   dilation: Sequence[int]) -> Tensor:
+def _preactivation(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
     left, right, top, bottom = _pads(x, weight, stride, padding, dilation)
     if left != right or top != bottom:
         x, left, top = F.pad(x, (left, right, top, bottom)), 0, 0
@@ -29,24 +38,54 @@ def _preactivation(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Ten
     return y if residual is None else y + residual
 
 
-def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
-                               padding: Sequence[int], dilation: Sequence[int], activation: str) -> Tensor:
+def depthwise_conv2d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+) -> Tensor:
     y = activation_reference(_preactivation(x, weight, bias, residual, stride, padding, dilation), activation)
     return y.contiguous(memory_format=torch.channels_last if _checks.is_channels_last(x) else torch.contiguous_format)
 
 
-def depthwise_conv2d_backward_reference(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None,
-                                        stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], activation: str,
-                                        mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def depthwise_conv2d_backward_reference(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if activation != "identity":
-        grad = activation_backward_reference(grad, _preactivation(x, weight, bias, residual, stride, padding, dilation), activation)
+        grad = activation_backward_reference(
+            grad, _preactivation(x, weight, bias, residual, stride, padding, dilation), activation
+        )
     pads = left, right, top, bottom = _pads(x, weight, stride, padding, dilation)
     even = left == right and top == bottom
-    found = torch.ops.aten.convolution_backward(grad, x if even else F.pad(x, pads), weight, None, stride, (top, left) if even else (0, 0),
-                                                dilation, False, (0, 0), x.shape[1], (mask[0], mask[1], False))
+    found = torch.ops.aten.convolution_backward(
+        grad,
+        x if even else F.pad(x, pads),
+        weight,
+        None,
+        stride,
+        (top, left) if even else (0, 0),
+        dilation,
+        False,
+        (0, 0),
+        x.shape[1],
+        (mask[0], mask[1], False),
+    )
     results = _empty_gradients(grad, x, weight, bias, mask)
     if mask[0]:
-        results[0].copy_(found[0] if even else found[0][:, :, top:top + x.shape[2], left:left + x.shape[3]])
+        results[0].copy_(found[0] if even else found[0][:, :, top : top + x.shape[2], left : left + x.shape[3]])
     if mask[1]:
         results[1].copy_(found[1])
     if mask[2]:
@@ -56,22 +95,46 @@ def depthwise_conv2d_backward_reference(grad: Tensor, x: Tensor, weight: Tensor,
     return results
 
 
-def _empty_gradients(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none = [x.new_empty(0) for _ in mask]
-    return (_checks.empty_like_format(x, x.shape) if mask[0] else none[0],
-            weight.new_empty(weight.shape) if mask[1] else none[1],
-            bias.new_empty(bias.shape) if mask[2] else none[2],
-            _checks.empty_like_format(x, grad.shape) if mask[3] else none[3])
+    return (
+        _checks.empty_like_format(x, x.shape) if mask[0] else none[0],
+        weight.new_empty(weight.shape) if mask[1] else none[1],
+        bias.new_empty(bias.shape) if mask[2] else none[2],
+        _checks.empty_like_format(x, grad.shape) if mask[3] else none[3],
+    )
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-          dilation: Sequence[int], activation: str) -> Tensor:
-    out = _checks.conv_output_size(x.shape[2:], weight.shape[2:], stride, _pads(x, weight, stride, padding, dilation), dilation)
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+) -> Tensor:
+    out = _checks.conv_output_size(
+        x.shape[2:], weight.shape[2:], stride, _pads(x, weight, stride, padding, dilation), dilation
+    )
     return _checks.empty_like_format(x, (x.shape[0], weight.shape[0], *out))
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
-                   padding: Sequence[int], dilation: Sequence[int], activation: str, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _empty_gradients(grad, x, weight, bias, mask)
 
 
@@ -79,8 +142,20 @@ def _flops(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Seque
     return 2 * torch.Size(out_shape).numel() * weight[2] * weight[3]
 
 
-def _flops_backward(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], bias: object, residual: object, stride: object, padding: object,
-                    dilation: object, activation: str, mask: Sequence[bool], *, out_shape: object) -> int:
+def _flops_backward(
+    grad: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: object,
+    residual: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    activation: str,
+    mask: Sequence[bool],
+    *,
+    out_shape: object,
+) -> int:
     passes = mask[0] + mask[1] + (activation != "identity")  # the pre-activation is computed again
     return passes * _flops(x, weight, out_shape=grad)
 
@@ -98,15 +173,26 @@ def _backward(needs: Sequence[bool], inputs: Sequence, outputs: Sequence[Tensor]
 _op = register(_NAME, depthwise_conv2d_reference, _fake, _flops)
 _op_backward = register(f"{_NAME}_backward", depthwise_conv2d_backward_reference, _fake_backward, _flops_backward)
 # without an activation the gradient does not depend on the residual
-register_autograd(_op, _backward, depthwise_conv2d_reference,
-                  drop=lambda *inputs: (3,) if inputs[-1] == "identity" and inputs[3] is not None else ())
+register_autograd(
+    _op,
+    _backward,
+    depthwise_conv2d_reference,
+    drop=lambda *inputs: (3,) if inputs[-1] == "identity" and inputs[3] is not None else (),
+)
 no_double_backward(_op_backward)
 register_autocast(_op, (0, 1, 3))
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-                     padding: int | str | Sequence[int] = 0, dilation: int | Sequence[int] = 1, activation: str = "identity",
-                     residual: Tensor | None = None) -> Tensor:
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
     """Each channel convolved with its own ``m`` filters: ``y[n, c * m + j] = act(x[n, c] * weight[c * m + j] + bias[c * m + j] + residual)``.
 
     Args:
@@ -132,7 +218,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     if isinstance(x, Tensor) and x.dim() == 3:
         if isinstance(residual, Tensor):
             residual = residual.unsqueeze(0)
-        return depthwise_conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation, activation, residual).squeeze(0)
+        return depthwise_conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation, activation, residual).squeeze(
+            0
+        )
     _checks.check_input(_NAME, "x", x, 4)
     casts = _checks.autocast_active(x)
     _checks.check_like(_NAME, "weight", weight, x, any_dtype=casts)
@@ -147,5 +235,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     _checks.check_activation(_NAME, "activation", activation)
     out = _checks.check_window(_NAME, x, weight, stride, padding, dilation)
     _checks.check_like(_NAME, "bias", bias, x, (weight.shape[0],), "[C * m]", float32_allowed=True, any_dtype=casts)
-    _checks.check_like(_NAME, "residual", residual, x, (x.shape[0], weight.shape[0], *out), "the shape of the output", any_dtype=casts)
+    _checks.check_like(
+        _NAME, "residual", residual, x, (x.shape[0], weight.shape[0], *out), "the shape of the output", any_dtype=casts
+    )
     return _op(x, weight, bias, residual, stride, padding, dilation, activation)
