@@ -193,15 +193,17 @@ def depthwise_conv2d(
     activation: str = "identity",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Each channel convolved with its own ``m`` filters: ``y[n, c * m + j] = act(x[n, c] * weight[c * m + j] + bias[c * m + j] + residual)``.
+    """Each channel convolved with its own ``m`` filters.
+
+    ``y[n, o] = act(conv(x[n, o // m], weight[o]) + bias[o] + residual[n, o])``
 
     Args:
         x: ``[N, C, H, W]``, or ``[C, H, W]`` without a batch.
         weight: ``[C * m, 1, kH, kW]``, any kernel size and depth multiplier ``m``.
         bias: ``[C * m]``, in the dtype of ``x`` or float32.
         stride, dilation: an int or (h, w).
-        padding: an int, (h, w), (left, right, top, bottom), "valid", or "same" (TensorFlow's rule: Ho = ceil(H / stride), the odd pixel at the
-            right and the bottom).
+        padding: an int, (h, w), (left, right, top, bottom), "valid", or "same" (TensorFlow's rule:
+            Ho = ceil(H / stride), the odd pixel at the right and the bottom).
         activation: see :func:`activation`.
         residual: the shape of the output, added before the activation.
     Returns: ``[N, C * m, Ho, Wo]`` in the dtype and memory format of ``x``.
@@ -212,7 +214,8 @@ def depthwise_conv2d(
     Source: MobileNets, arXiv:1704.04861, sec. 3.1; Xception, arXiv:1610.02357.
 
     >>> x = torch.arange(8.).view(1, 2, 2, 2)
-    >>> fastcnn.ops.depthwise_conv2d(x, torch.ones(2, 1, 2, 2), torch.tensor([-20., 0.]), activation="relu").flatten().tolist()
+    >>> y = fastcnn.ops.depthwise_conv2d(x, torch.ones(2, 1, 2, 2), torch.tensor([-20., 0.]), activation="relu")
+    >>> y.flatten().tolist()
     [0.0, 22.0]
     """
     if isinstance(x, Tensor) and x.dim() == 3:
