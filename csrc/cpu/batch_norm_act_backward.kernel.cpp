@@ -50,11 +50,11 @@ template <typename S, typename F> struct Backward {
     constexpr int kSlots = 2;
     const V factor(scale[c]), offset(shift[c]), middle(mean[c]);
     *sum = *product = 0;
+    int64_t n = pixels > 0 ? begin / HW : 0, inside = begin - n * HW;
     for (int64_t p = begin; p < end;) {
       const int64_t chunk = p + kChunkPixels < end ? p + kChunkPixels : end;
       V s[kSlots], q[kSlots];
       while (p < chunk) {
-        const int64_t n = p / HW, inside = p - n * HW;
         const int64_t count = HW - inside < chunk - p ? HW - inside : chunk - p;
         const int64_t start = (n * C + c) * HW + inside;
         over_lanes_unrolled<V, kSlots>(count, [&](int64_t i, auto lanes, int slot) {
@@ -64,6 +64,8 @@ template <typename S, typename F> struct Backward {
           q[slot] = fma(gz, lanes.keep(value - middle), q[slot]);
         });
         p += count;
+        inside += count;
+        if (inside == HW) ++n, inside = 0;
       }
       *sum += double((s[0] + s[1]).sum());
       *product += double((q[0] + q[1]).sum());

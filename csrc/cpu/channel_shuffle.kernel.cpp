@@ -17,14 +17,24 @@ namespace {
 
 constexpr int64_t kGrainBytes = 131072;  // copied bytes that are worth a thread
 
+// memcpy by 64-byte blocks in line: a call per plane of a few KB costs as much as the copy.
+FASTCNN_INLINE void copy_plane(const void* from, void* to, int64_t bytes) {
+  constexpr int64_t kBlock = 64;
+  const char* source = static_cast<const char*>(from);
+  char* target = static_cast<char*>(to);
+  int64_t i = 0;
+  for (; i + kBlock <= bytes; i += kBlock) __builtin_memcpy(target + i, source + i, kBlock);
+  if (i < bytes) std::memcpy(target + i, source + i, size_t(bytes - i));
+}
+
 template <typename T> void shuffle_planes(const ChannelShuffleArgs& args) {
   const int64_t C = args.C, HW = args.HW, groups = args.groups, depth = C / groups;
-  const size_t bytes = size_t(HW) * sizeof(T);
-  parallel_for(args.N * C, ceil_div(kGrainBytes, int64_t(bytes)), [&](int64_t begin, int64_t end) {
+  const int64_t bytes = HW * int64_t(sizeof(T));
+  parallel_for(args.N * C, ceil_div(kGrainBytes, bytes), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t n = plane / C, c = plane - n * C, i = c / groups, g = c - i * groups;
       const T* source = static_cast<const T*>(args.x) + (n * C + g * depth + i) * HW;
-      std::memcpy(static_cast<T*>(args.y) + plane * HW, source, bytes);
+      copy_plane(source, static_cast<T*>(args.y) + plane * HW, bytes);
     }
   });
 }

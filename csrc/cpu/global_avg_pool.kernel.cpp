@@ -14,11 +14,11 @@ template <typename S> void forward(const GlobalAvgPoolArgs& args) {
   const S* x = static_cast<const S*>(args.x);
   S* y = static_cast<S*>(args.y);
   A* wide = static_cast<A*>(args.wide);
-  const double pixels = double(args.HW);
+  const double share = 1.0 / double(args.HW);
   plane_sums<S>(
       args.layout, args.N, args.C, args.HW, args.scratch, [=](auto lanes, int64_t i) { return lanes.load(x + i); },
       [=](int64_t plane, double total) {
-        const A mean = A(total / pixels);
+        const A mean = A(total * share);
         if (wide != nullptr) wide[plane] = mean;
         else y[plane] = from_accumulator<S>(mean);
       });

@@ -40,7 +40,7 @@ template <typename S, typename Term, typename Out>
 FASTCNN_INLINE void plane_sums_nhwc(int64_t N, int64_t C, int64_t HW, double* scratch, Term&& term, Out&& out) {
   using A = Accumulator<S>;
   using V = VecOf<S>;
-  constexpr int kRows = 4;
+  constexpr int kRows = 8;  // pixels that share one load and store of the sums
   const int64_t segments = plane_segments(Layout::kNHWC, C, HW), length = ceil_div(HW, segments);
   parallel_for(N * segments, ceil_div(kPlaneGrain, length * C), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -58,8 +58,12 @@ FASTCNN_INLINE void plane_sums_nhwc(int64_t N, int64_t C, int64_t HW, double* sc
           for (; pixel + kRows <= stop; pixel += kRows) {
             const int64_t base = (n * HW + pixel) * C + block;
             over_lanes<V>(width, [&](int64_t c, auto lanes) {
-              const V four = (term(lanes, base + c) + term(lanes, base + C + c)) + (term(lanes, base + 2 * C + c) + term(lanes, base + 3 * C + c));
-              lanes.store(lanes.load(sum + c) + four, sum + c);
+              V even, odd;
+              for (int r = 0; r < kRows; r += 2) {
+                even = even + term(lanes, base + r * C + c);
+                odd = odd + term(lanes, base + (r + 1) * C + c);
+              }
+              lanes.store(lanes.load(sum + c) + (even + odd), sum + c);
             });
           }
           for (; pixel < stop; ++pixel) {

@@ -79,6 +79,9 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation
     channels = x.shape[1]
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{_OP}: x must have at least one pixel, got {_checks.shape_text(x)}")
+    for name, weight in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):  # before check_like, which takes None for "not given"
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{_OP}: {name} must be a Tensor, got {type(weight).__name__}")
     _checks.check_like(_OP, "w1", w1, x, float32_allowed=True)
     tail = (1, 1) if w1.dim() == 4 else ()
     if w1.dim() not in (2, 4) or w1.shape[1:] != (channels, *tail):
