@@ -25,6 +25,22 @@ struct Convolution {
   Tensor weight;  // contiguous [O, C] in the accumulator type for kPointwise
 };
 
+// What ATen returned, dense in the layout down to the strides of dimensions of size 1, which ATen sets as it likes.
+Tensor as_exact_layout(const Tensor& x, Layout layout) {
+  const auto at_least_one = [&](int d) { return x.size(d) > 1 ? x.size(d) : 1; };
+  const int64_t C = at_least_one(1), H = at_least_one(2), W = at_least_one(3);
+  const bool channels_last = layout == Layout::kNHWC;
+  const std::array<int64_t, 4> wanted = channels_last ? std::array<int64_t, 4>{C * H * W, 1, W * C, C}
+                                                      : std::array<int64_t, 4>{C * H * W, H * W, W, 1};
+  const auto strides = x.strides();
+  for (size_t d = 0; d < wanted.size(); ++d) {
+    if (strides[d] == wanted[d]) continue;
+    Tensor copy = empty_4d(x, x.size(0), x.size(1), x.size(2), x.size(3), layout);
+    return torch::stable::copy_(copy, x);
+  }
+  return x;
+}
+
 Convolution plan(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
   STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "fastcnn: weight must have the dtype of x");
@@ -93,7 +109,7 @@ Tensor aten_convolution(const Convolution& c) {
                                     from(false),         from(std::vector<int64_t>{0, 0}),
                                     from(g.groups)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  return as_layout(to<Tensor>(stack[0]), g.layout);
+  return as_exact_layout(to<Tensor>(stack[0]), g.layout);
 }
 
 // act(conv(x) * scale + shift + residual); scale and shift are accumulator vectors.
@@ -117,7 +133,8 @@ struct ConvGradients {
   Tensor x, weight;  // empty where not wanted
 };
 
-ConvGradients pointwise_gradients(const Convolution& c, const Tensor& grad, bool for_x, bool for_weight) {
+ConvGradients pointwise_gradients(const Convolution& c, const Tensor& weight, const Tensor& grad, bool for_x,
+                                  bool for_weight) {
   const ConvGeometry& g = c.g;
   ConvGradients found{no_tensor(c.x), no_tensor(c.x)};
   if (for_x) {  // the same convolution with the transposed weight
@@ -128,10 +145,13 @@ ConvGradients pointwise_gradients(const Convolution& c, const Tensor& grad, bool
   if (for_weight) {
     const Layout layout = g.H * g.W == 1 ? Layout::kNHWC : g.layout;
     const int64_t size = g.O * g.C, slices = pointwise_weight_slices(g.N, g.H * g.W, layout);
-    const Tensor sum = empty_1d(c.weight, size), partial = empty_1d(c.weight, slices * size);
-    pointwise_backward_weight_kernel_dispatch({dtype_of(c.x), layout, g.N, g.C, g.O, g.H * g.W, data(grad), data(c.x),
-                                               mutable_data(sum), mutable_data(partial)});
-    found.weight = empty_4d(c.x, g.O, g.C, 1, 1, Layout::kNCHW);
+    Tensor sum = empty_1d(c.weight, size);
+    const Tensor partial = empty_1d(c.weight, slices > 1 ? slices * size : 0);
+    if (g.N == 0 || size == 0) torch::stable::fill_(sum, 0.0);
+    else
+      pointwise_backward_weight_kernel_dispatch({dtype_of(c.x), layout, g.N, g.C, g.O, g.H * g.W, data(grad), data(c.x),
+                                                 mutable_data(sum), mutable_data(partial)});
+    found.weight = empty_4d(c.x, g.O, g.C, 1, 1, layout_of(weight));
     torch::stable::copy_(found.weight, torch::stable::view(sum, {g.O, g.C, 1, 1}));
   }
   return found;
@@ -161,13 +181,13 @@ ConvGradients aten_gradients(const Convolution& c, const Tensor& weight, const T
     grad_x = torch::stable::narrow(grad_x, 2, g.pad_top, g.H);
     grad_x = torch::stable::narrow(grad_x, 3, g.pad_left, g.W);
   }
-  return {for_x ? as_layout(grad_x, g.layout) : no_tensor(c.x),
-          for_weight ? as_layout(grad_weight, layout_of(weight)) : no_tensor(c.x)};
+  return {for_x ? as_exact_layout(grad_x, g.layout) : no_tensor(c.x),
+          for_weight ? as_exact_layout(grad_weight, layout_of(weight)) : no_tensor(c.x)};
 }
 
 ConvGradients gradients(const Convolution& c, const Tensor& weight, const Tensor& grad, bool for_x, bool for_weight) {
   if (c.kind == Kind::kPointwise && c.g.stride_h == 1 && c.g.stride_w == 1)
-    return pointwise_gradients(c, grad, for_x, for_weight);
+    return pointwise_gradients(c, weight, grad, for_x, for_weight);
   if (c.kind != Kind::kDepthwise) return aten_gradients(c, weight, grad, for_x, for_weight);
   auto [grad_x, grad_weight] = depthwise_backward(grad, c.x, c.weight, c.g, for_x, for_weight);
   return {grad_x, grad_weight};

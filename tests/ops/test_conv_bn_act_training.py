@@ -205,11 +205,10 @@ def test_an_empty_batch_leaves_the_running_statistics():
     mean, var = torch.randn(6), torch.rand(6)
     before = mean.clone(), var.clone()
     x = torch.zeros(0, 8, 4, 4, requires_grad=True)
-    y = conv_bn_act(
-        x, torch.randn(6, 8, 1, 1, requires_grad=True), torch.ones(6), torch.zeros(6), mean, var, training=True
-    )
+    weight = torch.randn(6, 8, 1, 1, requires_grad=True)
+    y = conv_bn_act(x, weight, torch.ones(6), torch.zeros(6), mean, var, training=True)
     y.sum().backward()
-    assert y.shape == (0, 6, 4, 4) and x.grad.shape == x.shape
+    assert y.shape == (0, 6, 4, 4) and x.grad.shape == x.shape and not weight.grad.any()
     assert torch.equal(mean, before[0]) and torch.equal(var, before[1])
 
 
