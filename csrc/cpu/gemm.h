@@ -288,9 +288,9 @@ void pack_transposed(const S* source, int64_t stride, int64_t columns, int vecto
   }
 }
 
-// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros up to the
-// end of the last vector. The next panel's part of each row is asked for: rows are pages apart, where the hardware does
-// not look ahead.
+// One panel from rows that already run along the vectors: out[k][0..columns) = source[k * stride + ...], zeros to the end
+// of the last vector. The next panel's part of each row is asked for: rows are pages apart, where the hardware does not
+// look ahead.
 template <typename S, typename A>
 void pack_rows(const S* source, int64_t stride, int64_t columns, int vectors, int64_t depth, A* out) {
   using V = Vec<A>;
