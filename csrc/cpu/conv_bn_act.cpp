@@ -21,7 +21,7 @@ enum class Kind { kPointwise, kDepthwise, kOther };
 struct Convolution {
   ConvGeometry g;
   Kind kind;
-  Tensor x;       // dense in g.layout
+  Tensor x;       // dense in g.layout, or a channel slice where plan() was asked to keep one
   Tensor weight;  // contiguous [O, C] in the accumulator type for kPointwise
 };
 
@@ -41,15 +41,28 @@ Tensor as_exact_layout(const Tensor& x, Layout layout) {
   return x;
 }
 
+// Elements from pixel to pixel (NHWC) or image to image (NCHW) when x is a range of the channels of a tensor that is
+// dense in this layout, as a split of channels gives; else 0.
+int64_t channel_slice_stride(const Tensor& x, Layout layout) {
+  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
+  const auto s = x.strides();
+  if (x.numel() == 0 || C == 1 || H == 1 || W == 1) return 0;  // a stride of a size of 1 says nothing
+  if (layout == Layout::kNHWC)
+    return s[1] == 1 && s[3] >= C && s[2] == W * s[3] && (x.size(0) == 1 || s[0] == H * s[2]) ? s[3] : 0;
+  return s[3] == 1 && s[2] == W && s[1] == H * W && (x.size(0) == 1 || s[0] >= C * s[1]) ? s[0] : 0;
+}
+
 Convolution plan(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
-                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
+                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                 bool keep_slice = false) {
   STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "fastcnn: weight must have the dtype of x");
   ConvGeometry g = conv_geometry(x, weight, stride, padding, dilation, groups);
   const bool unpadded = g.pad_left + g.pad_right + g.pad_top + g.pad_bottom == 0;
   const Kind kind = g.kH == 1 && g.kW == 1 && groups == 1 && unpadded ? Kind::kPointwise
                     : groups == g.C                                   ? Kind::kDepthwise
                                                                       : Kind::kOther;
-  return {g, kind, as_layout(x, g.layout), kind == Kind::kPointwise ? as_accumulator(weight, dtype_of(x)) : weight};
+  const bool slice = keep_slice && kind == Kind::kPointwise && x.is_cpu() && channel_slice_stride(x, g.layout) > 0;
+  return {g, kind, slice ? x : as_layout(x, g.layout), kind == Kind::kPointwise ? as_accumulator(weight, dtype_of(x)) : weight};
 }
 
 OptionalTensor per_channel(const OptionalTensor& vector, const Convolution& c) {
@@ -81,8 +94,10 @@ Tensor pointwise(const Convolution& c, const OptionalTensor& scale, const Option
   if (y.numel() == 0) return y;
   // One pixel an image: both formats are the same memory, and only channels have the length of a vector.
   const Layout layout = g.H * g.W == 1 ? Layout::kNHWC : g.layout;
+  const int64_t slice = channel_slice_stride(c.x, layout);
+  const int64_t x_stride = slice > 0 ? slice : layout == Layout::kNHWC ? g.C : g.C * g.H * g.W;
   pointwise_forward_kernel_dispatch({dtype_of(c.x), activation, layout, g.N, g.C, g.O, g.H, g.W, g.Ho, g.Wo, g.stride_h,
-                                     g.stride_w, data(c.x), data(c.weight), data(scale), data(shift), data(residual),
+                                     g.stride_w, data(c.x), x_stride, data(c.weight), data(scale), data(shift), data(residual),
                                      mutable_data(y)});
   return y;
 }
@@ -212,7 +227,7 @@ Tensor conv_bn_act_cpu(const Tensor& x, const Tensor& weight, const OptionalTens
                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
                        const OptionalTensor& residual, std::vector<int64_t> stride, std::vector<int64_t> padding,
                        std::vector<int64_t> dilation, int64_t groups, double eps, std::string activation) {
-  const Convolution c = plan(x, weight, stride, padding, dilation, groups);
+  const Convolution c = plan(x, weight, stride, padding, dilation, groups, true);
   const OptionalTensor added = like_output(residual, c), conv_bias = per_channel(bias, c);
   if (!running_mean || !running_var) return convolve(c, std::nullopt, conv_bias, added, activation_of(activation));
   const Tensor mean = *per_channel(running_mean, c);

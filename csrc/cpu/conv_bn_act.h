@@ -7,8 +7,8 @@
 
 namespace fastcnn {
 
-// 1x1 convolution, groups 1, no padding: y = act(conv(x) * scale[o] + shift[o] + residual), rounded once. x, residual
-// and y are dense in `layout`; weight is a dense [O, C] matrix, weight, scale and shift are in the accumulator type of
+// 1x1 convolution, groups 1, no padding: y = act(conv(x) * scale[o] + shift[o] + residual), rounded once. residual and
+// y are dense in `layout`; weight is a dense [O, C] matrix, weight, scale and shift are in the accumulator type of
 // `dtype`.
 struct PointwiseArgs {
   Dtype dtype;
@@ -16,7 +16,8 @@ struct PointwiseArgs {
   Layout layout;
   int64_t N, C, O;
   int64_t H, W, Ho, Wo, stride_h, stride_w;
-  const void* x;
+  const void* x;         // dense in `layout`, or a channel slice of such a tensor
+  int64_t x_stride;      // elements from pixel to pixel (NHWC, at least C), from image to image (NCHW, at least C H W)
   const void* weight;
   const void* scale;     // null: 1
   const void* shift;     // null: 0

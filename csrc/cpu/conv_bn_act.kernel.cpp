@@ -74,7 +74,7 @@ template <typename S> void gather_pixels(const PointwiseArgs& args, int64_t firs
   for (int64_t i = 0; i < count; ++i) {
     const int64_t pixel = first + i;
     const int64_t wo = pixel % args.Wo, ho = pixel / args.Wo % args.Ho, n = pixel / args.Wo / args.Ho;
-    const S* from = x + ((n * args.H + ho * args.stride_h) * args.W + wo * args.stride_w) * args.C;
+    const S* from = x + ((n * args.H + ho * args.stride_h) * args.W + wo * args.stride_w) * args.x_stride;
     int64_t c = 0;
     for (; c + V::kLanes <= args.C; c += V::kLanes) V::load(from + c).store(out + i * args.C + c);
     if (c < args.C) V::load(from + c, int(args.C - c)).store(out + i * args.C + c, int(args.C - c));
@@ -112,7 +112,7 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
         const int64_t from = first_pixel + (last_pixel - first_pixel) * b / blocks;
         const int64_t count = first_pixel + (last_pixel - first_pixel) * (b + 1) / blocks - from;
         const A* rows = gathered;
-        if (in_place) rows = static_cast<const A*>(args.x) + from * C;
+        if (in_place) rows = static_cast<const A*>(args.x) + from * args.x_stride;
         else gather_pixels<S>(args, from, count, gathered);
         for (int64_t p = 0; p < panels.count; ++p) {
           const int vectors = panels.width(p);
@@ -124,7 +124,7 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
                              at(static_cast<const A*>(args.shift), channel),
                              at(static_cast<const S*>(args.residual), from * O + channel),
                              static_cast<S*>(args.y) + from * O + channel, O, vectors, columns};
-          gemm_panel(rows, C, int64_t(1), count, panel, width, vectors, C, partial,
+          gemm_panel(rows, in_place ? args.x_stride : C, int64_t(1), count, panel, width, vectors, C, partial,
                      [&](const A* tile, int64_t row, int64_t height) { store(to, tile, row, height); });
         }
       }
@@ -172,7 +172,7 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
         const int vectors = panels.width(p);
         const int64_t first = panels.begin(p) * kLanes, width = vectors * kLanes;
         const int64_t columns = HW - first < width ? HW - first : width;
-        const S* image = static_cast<const S*>(args.x) + n * C * args.H * args.W;
+        const S* image = static_cast<const S*>(args.x) + n * args.x_stride;
         const A* b = packed;
         int64_t ldb = width;
         if (!dense) gather_panel<S>(args, image, first, columns, vectors, packed);

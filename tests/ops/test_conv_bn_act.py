@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv_bn_act in eval: every kind of convolution against float64, formats, memory safety, autocast."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -287,3 +288,12 @@ def test_on_every_instruction_set(isa):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_channel_slice_is_read_in_place(memory_format: torch.memory_format) -> None:
+    for dtype, stride in itertools.product((torch.float32, torch.bfloat16), (1, 2)):
+        whole, weight = torch.randn(3, 50, 6, 5, dtype=dtype).to(memory_format=memory_format), torch.randn(19, 21, 1, 1, dtype=dtype)
+        x = whole[:, 13:34]
+        want = ops.conv_bn_act(x.clone(memory_format=memory_format), weight, stride=stride)
+        assert torch.equal(ops.conv_bn_act(x, weight, stride=stride), want)
