@@ -10,7 +10,8 @@
 namespace fastcnn {
 namespace {
 
-// NCHW kernels copy the rows at hand, padding included. Paddings, strides or dilations beyond reason would make one row's copy huge.
+// NCHW kernels copy the rows at hand, padding included. Paddings, strides or dilations beyond reason would make one
+// row's copy huge.
 bool planes_fit(const ConvGeometry& g) {
   constexpr double kLimit = double(int64_t(1) << 24);  // elements
   const auto axis = [](int64_t size, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad) {
@@ -31,33 +32,41 @@ template <typename Element> void repeat_elements(const void* from, void* to, int
   });
 }
 
-// x as the NHWC kernels want it beside a weight of O filters: dense, and with a depth multiplier each channel once per filter.
+// x as the NHWC kernels want it beside a weight of O filters: dense, and with a depth multiplier each channel once per
+// filter.
 Tensor as_nhwc(const Tensor& x, const ConvGeometry& g) {
   const Tensor dense = as_layout(x, Layout::kNHWC);
   if (g.O == g.C) return dense;
   Tensor repeated = empty_4d(x, g.N, g.O, g.H, g.W, Layout::kNHWC);
   const int64_t count = g.N * g.C * g.H * g.W;
   switch (dtype_of(x)) {
-    case Dtype::kFloat64: repeat_elements<uint64_t>(data(dense), mutable_data(repeated), count, g.O / g.C); break;
-    case Dtype::kFloat32: repeat_elements<uint32_t>(data(dense), mutable_data(repeated), count, g.O / g.C); break;
-    default: repeat_elements<uint16_t>(data(dense), mutable_data(repeated), count, g.O / g.C);
+    case Dtype::kFloat64:
+      repeat_elements<uint64_t>(data(dense), mutable_data(repeated), count, g.O / g.C);
+      break;
+    case Dtype::kFloat32:
+      repeat_elements<uint32_t>(data(dense), mutable_data(repeated), count, g.O / g.C);
+      break;
+    default:
+      repeat_elements<uint16_t>(data(dense), mutable_data(repeated), count, g.O / g.C);
   }
   return repeated;
 }
 
 void check_dtype(const Tensor& tensor, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "fastcnn: depthwise_conv2d: ", name, " must have the dtype of x");
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "fastcnn: depthwise_conv2d: ", name,
+                  " must have the dtype of x");
 }
 
 void check_shape(const Tensor& tensor, const ConvGeometry& g, const char* name) {
-  STD_TORCH_CHECK(tensor.dim() == 4 && tensor.size(0) == g.N && tensor.size(1) == g.O && tensor.size(2) == g.Ho && tensor.size(3) == g.Wo,
+  STD_TORCH_CHECK(tensor.dim() == 4 && tensor.size(0) == g.N && tensor.size(1) == g.O && tensor.size(2) == g.Ho &&
+                      tensor.size(3) == g.Wo,
                   "fastcnn: depthwise_conv2d: ", name, " must have the shape of the output");
 }
 
 }  // namespace
 
-Tensor depthwise_forward(const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, const void* scale, const void* shift,
-                         const OptionalTensor& residual, Activation activation) {
+Tensor depthwise_forward(const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, const void* scale,
+                         const void* shift, const OptionalTensor& residual, Activation activation) {
   check_dtype(weight, x, "weight");
   if (residual) {
     check_dtype(*residual, x, "residual");
@@ -73,8 +82,8 @@ Tensor depthwise_forward(const Tensor& x, const Tensor& weight, const ConvGeomet
   OptionalTensor dense_residual;
   if (residual) dense_residual = as_layout(*residual, g.layout);
   if (g.layout == Layout::kNHWC) g.C = g.groups = g.O;
-  depthwise_conv2d_kernel_dispatch({dtype_of(x), g, activation, false, data(dense_x), data(dense_weight), scale, shift, data(dense_residual),
-                                    mutable_data(result)});
+  depthwise_conv2d_kernel_dispatch({dtype_of(x), g, activation, false, data(dense_x), data(dense_weight), scale, shift,
+                                    data(dense_residual), mutable_data(result)});
   return g.layout == geometry.layout ? y : torch::stable::copy_(y, result);
 }
 
@@ -84,8 +93,8 @@ struct Gradients {
   Tensor x, weight, bias;  // bias in the accumulator's type
 };
 
-Gradients gradients(const Tensor& grad_z, const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, bool need_x, bool need_weight,
-                    bool need_bias) {
+Gradients gradients(const Tensor& grad_z, const Tensor& x, const Tensor& weight, const ConvGeometry& geometry,
+                    bool need_x, bool need_weight, bool need_bias) {
   check_dtype(weight, x, "weight");
   check_dtype(grad_z, x, "grad");
   check_shape(grad_z, geometry, "grad");
@@ -103,10 +112,11 @@ Gradients gradients(const Tensor& grad_z, const Tensor& x, const Tensor& weight,
       ConvGeometry back = g;
       back.H = g.Ho, back.W = g.Wo, back.Ho = g.H, back.Wo = g.W;
       back.pad_top = g.dilation_h * (g.kH - 1) - g.pad_top, back.pad_left = g.dilation_w * (g.kW - 1) - g.pad_left;
-      depthwise_conv2d_kernel_dispatch({dtype, back, Activation::kIdentity, true, data(grad), data(dense_weight), nullptr, nullptr, nullptr,
-                                        mutable_data(found.x)});
+      depthwise_conv2d_kernel_dispatch({dtype, back, Activation::kIdentity, true, data(grad), data(dense_weight),
+                                        nullptr, nullptr, nullptr, mutable_data(found.x)});
     } else {
-      depthwise_conv2d_backward_input_kernel_dispatch({dtype, g, data(grad), nullptr, data(dense_weight), mutable_data(found.x), nullptr, nullptr});
+      depthwise_conv2d_backward_input_kernel_dispatch(
+          {dtype, g, data(grad), nullptr, data(dense_weight), mutable_data(found.x), nullptr, nullptr});
     }
     if (g.layout != geometry.layout) {
       Tensor y = empty_4d(x, g.N, g.C, g.H, g.W, geometry.layout);
@@ -118,22 +128,23 @@ Gradients gradients(const Tensor& grad_z, const Tensor& x, const Tensor& weight,
     found.weight = empty_4d(x, g.O, 1, g.kH, g.kW, Layout::kNCHW);
     const Tensor dense_x = g.layout == Layout::kNHWC ? as_nhwc(x, g) : as_layout(x, g.layout);
     if (g.layout == Layout::kNHWC) g.C = g.groups = g.O;
-    depthwise_conv2d_backward_weight_kernel_dispatch({dtype, g, data(grad), data(dense_x), nullptr, nullptr, mutable_data(found.weight),
-                                                      mutable_data(found.bias)});
+    depthwise_conv2d_backward_weight_kernel_dispatch(
+        {dtype, g, data(grad), data(dense_x), nullptr, nullptr, mutable_data(found.weight), mutable_data(found.bias)});
   }
   return found;
 }
 
 }  // namespace
 
-std::pair<Tensor, Tensor> depthwise_backward(const Tensor& grad_z, const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, bool need_x,
-                                             bool need_weight) {
+std::pair<Tensor, Tensor> depthwise_backward(const Tensor& grad_z, const Tensor& x, const Tensor& weight,
+                                             const ConvGeometry& geometry, bool need_x, bool need_weight) {
   const Gradients found = gradients(grad_z, x, weight, geometry, need_x, need_weight, false);
   return {found.x, found.weight};
 }
 
-Tensor depthwise_conv2d_cpu(const Tensor& x, const Tensor& weight, OptionalTensor bias, OptionalTensor residual, std::vector<int64_t> stride,
-                            std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string activation) {
+Tensor depthwise_conv2d_cpu(const Tensor& x, const Tensor& weight, OptionalTensor bias, OptionalTensor residual,
+                            std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                            std::string activation) {
   const ConvGeometry g = conv_geometry(x, weight, stride, padding, dilation, x.size(1));
   OptionalTensor shift;
   if (bias) {
@@ -143,12 +154,12 @@ Tensor depthwise_conv2d_cpu(const Tensor& x, const Tensor& weight, OptionalTenso
   return depthwise_forward(x, weight, g, nullptr, data(shift), residual, activation_of(activation));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                                         OptionalTensor bias, OptionalTensor residual,
-                                                                         std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                                                         std::vector<int64_t> dilation, std::string activation,
-                                                                         std::vector<bool> mask) {
-  STD_TORCH_CHECK(mask.size() == 4 && (!mask[2] || bias), "fastcnn: depthwise_conv2d_backward: mask takes 4 values, bias a tensor where it is masked");
+std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, OptionalTensor bias, OptionalTensor residual,
+    std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string activation,
+    std::vector<bool> mask) {
+  STD_TORCH_CHECK(mask.size() == 4 && (!mask[2] || bias),
+                  "fastcnn: depthwise_conv2d_backward: mask takes 4 values, bias a tensor where it is masked");
   const ConvGeometry g = conv_geometry(x, weight, stride, padding, dilation, x.size(1));
   check_dtype(grad, x, "grad");
   check_shape(grad, g, "grad");
@@ -168,7 +179,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(const T
     Tensor rounded = empty_1d(*bias, g.O);
     found.bias = torch::stable::copy_(rounded, found.bias);
   }
-  return {found.x, mask[1] ? found.weight : no_tensor(x), mask[2] ? found.bias : no_tensor(x), mask[3] ? grad_z : no_tensor(x)};
+  return {found.x, mask[1] ? found.weight : no_tensor(x), mask[2] ? found.bias : no_tensor(x),
+          mask[3] ? grad_z : no_tensor(x)};
 }
 
 }  // namespace fastcnn

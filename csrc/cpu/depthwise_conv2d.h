@@ -7,12 +7,13 @@
 
 namespace fastcnn {
 
-// y[n, o] = act(conv(x[n, o / m], weight[o]) * scale[o] + shift[o] + residual[n, o]), m = O / C. A bias is a shift without a scale.
+// y[n, o] = act(conv(x[n, o / m], weight[o]) * scale[o] + shift[o] + residual[n, o]), m = O / C. A bias is a shift
+// without a scale.
 struct DepthwiseArgs {
   Dtype dtype;
   ConvGeometry geometry;  // C divides O (NHWC: C = O); paddings may be negative (they crop)
   Activation activation;
-  bool flip;             // convolve with the kernel turned by 180 degrees: the gradient of a convolution of stride 1 (needs m = 1)
+  bool flip;  // convolve with the kernel turned by 180 degrees: the gradient of a convolution of stride 1 (needs m = 1)
   const void* x;         // [N, C, H, W], dense in geometry.layout, as are residual and y
   const void* weight;    // [O, 1, kH, kW], contiguous
   const void* scale;     // [O] in the accumulator's type, or null
@@ -27,10 +28,10 @@ struct DepthwiseBackwardArgs {
   ConvGeometry geometry;  // of the forward convolution
   const void* grad;       // [N, O, Ho, Wo], dense in geometry.layout, as are x and grad_x
   const void* x;
-  const void* weight;     // [O, 1, kH, kW], contiguous, as is grad_weight
+  const void* weight;  // [O, 1, kH, kW], contiguous, as is grad_weight
   void* grad_x;
   void* grad_weight;
-  void* grad_bias;        // [O], the sum of grad, in the accumulator's type; only beside grad_weight
+  void* grad_bias;  // [O], the sum of grad, in the accumulator's type; only beside grad_weight
 };
 
 }  // namespace fastcnn

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Depthwise convolution, gradients of the input (stride above 1 or a depth multiplier; stride 1 is the forward kernel with a turned weight) and
-// of the weight and bias.
+// Depthwise convolution, gradients of the input (stride above 1 or a depth multiplier; stride 1 is the forward kernel
+// with a turned weight) and of the weight and bias.
 //
-// grad_x gathers: an input pixel sums over the taps whose output exists, 2.25 of 9 for 3x3 of stride 2. NHWC lists those taps once a pixel and
-// runs over channel vectors; NCHW computes each residue of (h, w) modulo the stride as a small convolution of stride 1 over a padded copy of grad
-// and spreads the results. Both read grad once from memory and write grad_x once.
+// grad_x gathers: an input pixel sums over the taps whose output exists, 2.25 of 9 for 3x3 of stride 2. NHWC lists
+// those taps once a pixel and runs over channel vectors; NCHW computes each residue of (h, w) modulo the stride as a
+// small convolution of stride 1 over a padded copy of grad and spreads the results. Both read grad once from memory and
+// write grad_x once.
 //
-// grad_weight sums over N * Ho * Wo, up to 2e5 products in one MobileNet layer, so it sums in levels: registers over about kLevel outputs, then
-// the accumulator's type over a slice of the rows, then double over the slices. The slices follow from the shape alone, never from the threads.
+// grad_weight sums over N * Ho * Wo, up to 2e5 products in one MobileNet layer, so it sums in levels: registers over
+// about kLevel outputs, then the accumulator's type over a slice of the rows, then double over the slices. The slices
+// follow from the shape alone, never from the threads.
 #include "../common/dispatch.h"
 #include "depthwise_conv2d.h"
 #include "depthwise_conv2d_plane.h"
@@ -20,8 +22,8 @@ namespace {
 
 constexpr int64_t kGrainMacs = 1 << 17;
 constexpr int64_t kPlaneElements = 6144;
-constexpr int64_t kLevel = 256;   // outputs summed in one register
-constexpr int64_t kSlices = 32;   // at most, of the N * Ho rows
+constexpr int64_t kLevel = 256;  // outputs summed in one register
+constexpr int64_t kSlices = 32;  // at most, of the N * Ho rows
 
 int64_t grain_of(int64_t macs_per_item) { return macs_per_item > 0 ? ceil_div(kGrainMacs, macs_per_item) : 1; }
 
@@ -36,61 +38,67 @@ template <typename S> void backward_input_nhwc(const DepthwiseBackwardArgs& args
   const int64_t taps = g.kH * g.kW, m = g.O / g.C;
   const Scratch<A> weight(taps * g.O);  // [taps, O]
   for (int64_t o = 0; o < g.O; ++o)
-    for (int64_t t = 0; t < taps; ++t) weight[t * g.O + o] = to_accumulator(static_cast<const S*>(args.weight)[o * taps + t]);
-  parallel_for(g.N * g.H, grain_of(g.W * g.O * ceil_div(taps, g.stride_h * g.stride_w)), [&](int64_t begin, int64_t end) {
-    const Scratch<A> row(g.O);
-    const Scratch<const S*> from(taps);
-    const Scratch<const A*> by(taps);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / g.H, h = item % g.H + g.pad_top;
-      const S* grad = static_cast<const S*>(args.grad) + n * g.Ho * g.Wo * g.O;
-      S* grad_x = static_cast<S*>(args.grad_x) + item * g.W * g.C;
-      for (int64_t iw = 0; iw < g.W; ++iw, grad_x += g.C) {
-        int64_t count = 0;
-        for (int64_t kh = 0; kh < g.kH; ++kh) {
-          const int64_t up = h - kh * g.dilation_h, ho = up / g.stride_h;
-          if (up < 0 || up % g.stride_h != 0 || ho >= g.Ho) continue;
-          for (int64_t kw = 0; kw < g.kW; ++kw) {
-            const int64_t left = iw + g.pad_left - kw * g.dilation_w, wo = left / g.stride_w;
-            if (left < 0 || left % g.stride_w != 0 || wo >= g.Wo) continue;
-            from[count] = grad + (ho * g.Wo + wo) * g.O;
-            by[count++] = weight + (kh * g.kW + kw) * g.O;
-          }
-        }
-        const auto put = [&](V sum, int64_t o, int lanes) {
-          if (m > 1) sum.store(row + o, lanes);
-          else if (lanes == kLanes) sum.store(grad_x + o);
-          else sum.store(grad_x + o, lanes);
-        };
-        int64_t o = 0;
-        for (; o + kVectors * kLanes <= g.O; o += kVectors * kLanes) {
-          V sum[kVectors];
-          for (int64_t t = 0; t < count; ++t)
-            for (int u = 0; u < kVectors; ++u)
-              sum[u] = fma(V::load(from[t] + o + u * kLanes), V::load(by[t] + o + u * kLanes), sum[u]);
-          for (int u = 0; u < kVectors; ++u) put(sum[u], o + u * kLanes, kLanes);
-        }
-        for (; o < g.O; o += kLanes) {
-          const int lanes = g.O - o < kLanes ? int(g.O - o) : kLanes;
-          V sum;
-          for (int64_t t = 0; t < count; ++t) sum = fma(V::load(from[t] + o, lanes), V::load(by[t] + o, lanes), sum);
-          put(sum, o, lanes);
-        }
-        if (m == 1) continue;
-        for (int64_t c = 0; c < g.C; ++c) {
-          A sum = 0;
-          for (int64_t j = 0; j < m; ++j) sum += row[c * m + j];
-          grad_x[c] = from_accumulator<S>(sum);
-        }
-      }
-    }
-  });
+    for (int64_t t = 0; t < taps; ++t)
+      weight[t * g.O + o] = to_accumulator(static_cast<const S*>(args.weight)[o * taps + t]);
+  parallel_for(g.N * g.H, grain_of(g.W * g.O * ceil_div(taps, g.stride_h * g.stride_w)),
+               [&](int64_t begin, int64_t end) {
+                 const Scratch<A> row(g.O);
+                 const Scratch<const S*> from(taps);
+                 const Scratch<const A*> by(taps);
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t n = item / g.H, h = item % g.H + g.pad_top;
+                   const S* grad = static_cast<const S*>(args.grad) + n * g.Ho * g.Wo * g.O;
+                   S* grad_x = static_cast<S*>(args.grad_x) + item * g.W * g.C;
+                   for (int64_t iw = 0; iw < g.W; ++iw, grad_x += g.C) {
+                     int64_t count = 0;
+                     for (int64_t kh = 0; kh < g.kH; ++kh) {
+                       const int64_t up = h - kh * g.dilation_h, ho = up / g.stride_h;
+                       if (up < 0 || up % g.stride_h != 0 || ho >= g.Ho) continue;
+                       for (int64_t kw = 0; kw < g.kW; ++kw) {
+                         const int64_t left = iw + g.pad_left - kw * g.dilation_w, wo = left / g.stride_w;
+                         if (left < 0 || left % g.stride_w != 0 || wo >= g.Wo) continue;
+                         from[count] = grad + (ho * g.Wo + wo) * g.O;
+                         by[count++] = weight + (kh * g.kW + kw) * g.O;
+                       }
+                     }
+                     const auto put = [&](V sum, int64_t o, int lanes) {
+                       if (m > 1)
+                         sum.store(row + o, lanes);
+                       else if (lanes == kLanes)
+                         sum.store(grad_x + o);
+                       else
+                         sum.store(grad_x + o, lanes);
+                     };
+                     int64_t o = 0;
+                     for (; o + kVectors * kLanes <= g.O; o += kVectors * kLanes) {
+                       V sum[kVectors];
+                       for (int64_t t = 0; t < count; ++t)
+                         for (int u = 0; u < kVectors; ++u)
+                           sum[u] = fma(V::load(from[t] + o + u * kLanes), V::load(by[t] + o + u * kLanes), sum[u]);
+                       for (int u = 0; u < kVectors; ++u) put(sum[u], o + u * kLanes, kLanes);
+                     }
+                     for (; o < g.O; o += kLanes) {
+                       const int lanes = g.O - o < kLanes ? int(g.O - o) : kLanes;
+                       V sum;
+                       for (int64_t t = 0; t < count; ++t)
+                         sum = fma(V::load(from[t] + o, lanes), V::load(by[t] + o, lanes), sum);
+                       put(sum, o, lanes);
+                     }
+                     if (m == 1) continue;
+                     for (int64_t c = 0; c < g.C; ++c) {
+                       A sum = 0;
+                       for (int64_t j = 0; j < m; ++j) sum += row[c * m + j];
+                       grad_x[c] = from_accumulator<S>(sum);
+                     }
+                   }
+                 }
+               });
 }
 
 // ---- grad_x, NCHW
 
-// Padded input row p = ih + pad_top = q * Sh + a takes tap kh of phase a (kh * Dh % Sh == a) from grad row q - kh * Dh / Sh. The scratch holds the
-// m planes of grad for a block of q rows with kReach zero rows and columns ahead.
+// Padded input row p = ih + pad_top = q * Sh + a takes tap kh of phase a (kh * Dh % Sh == a) from grad row q - kh * Dh
+// / Sh. The scratch holds the m planes of grad for a block of q rows with kReach zero rows and columns ahead.
 template <typename S> void backward_input_nchw(const DepthwiseBackwardArgs& args) {
   using A = Accumulator<S>;
   const ConvGeometry& g = args.geometry;
@@ -114,7 +122,8 @@ template <typename S> void backward_input_nchw(const DepthwiseBackwardArgs& args
           A* to = grad + j * plane + r * pitch;
           const int64_t width = ho < 0 || ho >= g.Ho ? 0 : g.Wo < q_columns ? g.Wo : q_columns;
           fill_zero(to, reach_w);
-          widen_row(static_cast<const S*>(args.grad) + ((nc * m + j) * g.Ho + (width > 0 ? ho : 0)) * g.Wo, to + reach_w, width);
+          widen_row(static_cast<const S*>(args.grad) + ((nc * m + j) * g.Ho + (width > 0 ? ho : 0)) * g.Wo,
+                    to + reach_w, width);
           fill_zero(to + reach_w + width, pitch - reach_w - width);
         }
       for (int64_t a = 0; a < g.stride_h; ++a)
@@ -146,15 +155,16 @@ template <typename S> void backward_input_nchw(const DepthwiseBackwardArgs& args
 
 template <typename S> struct WeightJob {
   const ConvGeometry& g;
-  const S* x;     // first channel of the block
-  const S* grad;  // alike
+  const S* x;               // first channel of the block
+  const S* grad;            // alike
   Accumulator<S>* partial;  // [taps + 1, kLanes], the last row sums grad
   int lanes;
 };
 
 template <typename A> FASTCNN_INLINE void add_to(A* p, Vec<A> sum) { (Vec<A>::load(p) + sum).store(p); }
 
-// Adds rows [begin, end) of the N * Ho output rows. All taps of a small kernel are summed side by side: one load of x a product.
+// Adds rows [begin, end) of the N * Ho output rows. All taps of a small kernel are summed side by side: one load of x a
+// product.
 template <typename S, int kH, int kW> struct UnrolledWeight {
   using V = VecOf<S>;
   static FASTCNN_INLINE void add(const WeightJob<S>& job, int64_t begin, int64_t end) {
@@ -208,9 +218,11 @@ template <typename S, bool kPartial> struct GeneralWeight {
         int64_t wo = first;
         for (; wo + 1 < last; wo += 2) {
           sum[0] = fma(load(grad + wo * g.C, job.lanes), load(x + wo * g.stride_w * g.C, job.lanes), sum[0]);
-          sum[1] = fma(load(grad + (wo + 1) * g.C, job.lanes), load(x + (wo + 1) * g.stride_w * g.C, job.lanes), sum[1]);
+          sum[1] =
+              fma(load(grad + (wo + 1) * g.C, job.lanes), load(x + (wo + 1) * g.stride_w * g.C, job.lanes), sum[1]);
         }
-        if (wo < last) sum[0] = fma(load(grad + wo * g.C, job.lanes), load(x + wo * g.stride_w * g.C, job.lanes), sum[0]);
+        if (wo < last)
+          sum[0] = fma(load(grad + wo * g.C, job.lanes), load(x + wo * g.stride_w * g.C, job.lanes), sum[0]);
       }
       add_to(job.partial + t * V::kLanes, sum[0] + sum[1]);
     }
@@ -231,25 +243,31 @@ template <typename S, typename Sum> void backward_weight_nhwc(const DepthwiseBac
   const int64_t block_size = (taps + 1) * kLanes;
   const Scratch<A> partial(slices * blocks * block_size);
   const auto channel = [&](int64_t block) { return block * kLanes <= g.C - lanes ? block * kLanes : g.C - lanes; };
-  parallel_for(slices * blocks, grain_of(ceil_div(all_rows, slices > 0 ? slices : 1) * g.Wo * taps * kLanes), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t slice = item / blocks, c = channel(item % blocks);
-      const WeightJob<S> job{g, static_cast<const S*>(args.x) + c, static_cast<const S*>(args.grad) + c, partial + item * block_size, lanes};
-      fill_zero(job.partial, block_size);
-      const int64_t last = (slice + 1) * all_rows / slices;
-      for (int64_t row = slice * all_rows / slices; row < last; row += step) Sum::add(job, row, row + step < last ? row + step : last);
-    }
-  });
+  parallel_for(slices * blocks, grain_of(ceil_div(all_rows, slices > 0 ? slices : 1) * g.Wo * taps * kLanes),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t slice = item / blocks, c = channel(item % blocks);
+                   const WeightJob<S> job{g, static_cast<const S*>(args.x) + c, static_cast<const S*>(args.grad) + c,
+                                          partial + item * block_size, lanes};
+                   fill_zero(job.partial, block_size);
+                   const int64_t last = (slice + 1) * all_rows / slices;
+                   for (int64_t row = slice * all_rows / slices; row < last; row += step)
+                     Sum::add(job, row, row + step < last ? row + step : last);
+                 }
+               });
   S* grad_weight = static_cast<S*>(args.grad_weight);
   A* grad_bias = static_cast<A*>(args.grad_bias);
   for (int64_t block = 0; block < blocks; ++block)
     for (int64_t t = 0; t <= taps; ++t)
       for (int l = 0; l < lanes; ++l) {
         double sum = 0;
-        for (int64_t slice = 0; slice < slices; ++slice) sum += double(partial[(slice * blocks + block) * block_size + t * kLanes + l]);
+        for (int64_t slice = 0; slice < slices; ++slice)
+          sum += double(partial[(slice * blocks + block) * block_size + t * kLanes + l]);
         const int64_t c = channel(block) + l;
-        if (t < taps) grad_weight[c * taps + t] = from_accumulator<S>(A(sum));
-        else grad_bias[c] = A(sum);
+        if (t < taps)
+          grad_weight[c * taps + t] = from_accumulator<S>(A(sum));
+        else
+          grad_bias[c] = A(sum);
       }
 }
 
@@ -305,7 +323,8 @@ template <typename S> void backward_weight_nchw(const DepthwiseBackwardArgs& arg
           for (; t + 5 <= taps; t += 5) dot_taps<5, A>(grad, input, offset + t, count, sum + t);
           for (; t < taps; ++t) dot_taps<1, A>(grad, input, offset + t, count, sum + t);
         }
-      for (int64_t t = 0; t < taps; ++t) static_cast<S*>(args.grad_weight)[o * taps + t] = from_accumulator<S>(A(sum[t]));
+      for (int64_t t = 0; t < taps; ++t)
+        static_cast<S*>(args.grad_weight)[o * taps + t] = from_accumulator<S>(A(sum[t]));
       static_cast<A*>(args.grad_bias)[o] = A(total);
     }
   });
@@ -316,8 +335,10 @@ template <typename S> void backward_weight_nchw(const DepthwiseBackwardArgs& arg
 void depthwise_conv2d_backward_input_kernel(const DepthwiseBackwardArgs& args) {
   dispatch_dtype(args.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    if (args.geometry.layout == Layout::kNHWC) backward_input_nhwc<S>(args);
-    else backward_input_nchw<S>(args);
+    if (args.geometry.layout == Layout::kNHWC)
+      backward_input_nhwc<S>(args);
+    else
+      backward_input_nchw<S>(args);
   });
 }
 

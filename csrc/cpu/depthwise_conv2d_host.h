@@ -9,14 +9,14 @@
 
 namespace fastcnn {
 
-// act(conv(x, weight) * scale + shift + residual), in the layout of x. scale and shift: [O] in the accumulator's type (float; double for double) or
-// null. geometry comes from conv_geometry with groups = C.
-Tensor depthwise_forward(const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, const void* scale, const void* shift,
-                         const OptionalTensor& residual, Activation activation);
+// act(conv(x, weight) * scale + shift + residual), in the layout of x. scale and shift: [O] in the accumulator's type
+// (float; double for double) or null. geometry comes from conv_geometry with groups = C.
+Tensor depthwise_forward(const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, const void* scale,
+                         const void* shift, const OptionalTensor& residual, Activation activation);
 
-// (grad_x, grad_weight) for the gradient of z = conv(x, weight), any layout; what is not needed comes back empty. grad_weight of an empty
-// batch is zero.
-std::pair<Tensor, Tensor> depthwise_backward(const Tensor& grad_z, const Tensor& x, const Tensor& weight, const ConvGeometry& geometry, bool need_x,
-                                             bool need_weight);
+// (grad_x, grad_weight) for the gradient of z = conv(x, weight), any layout; what is not needed comes back empty.
+// grad_weight of an empty batch is zero.
+std::pair<Tensor, Tensor> depthwise_backward(const Tensor& grad_z, const Tensor& x, const Tensor& weight,
+                                             const ConvGeometry& geometry, bool need_x, bool need_weight);
 
 }  // namespace fastcnn

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the NCHW kernels share: scratch memory, and a zero-padded copy of some rows of one channel, split by stride so that every tap of the
-// kernel reads consecutive elements.
+// What the NCHW kernels share: scratch memory, and a zero-padded copy of some rows of one channel, split by stride so
+// that every tap of the kernel reads consecutive elements.
 #pragma once
 
 #include <cstdlib>
@@ -64,9 +64,28 @@ template <typename A> FASTCNN_INLINE void split_pairs(Vec<A> a, Vec<A> b, Vec<A>
   }
 }
 
+// a0 b0 a1 b1 ... in two vectors.
+template <typename A> FASTCNN_INLINE void interleave(Vec<A> a, Vec<A> b, Vec<A>* low, Vec<A>* high) {
+  constexpr int kLanes = Vec<A>::kLanes;
+  if constexpr (kLanes == 16) {
+    low->v = __builtin_shufflevector(a.v, b.v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high->v = __builtin_shufflevector(a.v, b.v, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  } else if constexpr (kLanes == 8) {
+    low->v = __builtin_shufflevector(a.v, b.v, 0, 8, 1, 9, 2, 10, 3, 11);
+    high->v = __builtin_shufflevector(a.v, b.v, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else if constexpr (kLanes == 4) {
+    low->v = __builtin_shufflevector(a.v, b.v, 0, 4, 1, 5);
+    high->v = __builtin_shufflevector(a.v, b.v, 2, 6, 3, 7);
+  } else {
+    static_assert(kLanes == 2, "a vector of 2, 4, 8 or 16 lanes");
+    low->v = __builtin_shufflevector(a.v, b.v, 0, 2);
+    high->v = __builtin_shufflevector(a.v, b.v, 1, 3);
+  }
+}
+
 // even[j] = src[2 j] for j < evens, odd[j] = src[2 j + 1] for j < odds, reading `count` elements of src.
-template <typename S>
-FASTCNN_INLINE void split_row(const S* src, int64_t count, Accumulator<S>* even, int64_t evens, Accumulator<S>* odd, int64_t odds) {
+template <typename S> FASTCNN_INLINE void split_row(const S* src, int64_t count, Accumulator<S>* even, int64_t evens,
+                                                    Accumulator<S>* odd, int64_t odds) {
   using V = VecOf<S>;
   const auto part = [](int64_t left) { return left >= V::kLanes ? V::kLanes : left > 0 ? int(left) : 0; };
   for (int64_t j = 0; 2 * j < count; j += V::kLanes) {
@@ -75,18 +94,23 @@ FASTCNN_INLINE void split_row(const S* src, int64_t count, Accumulator<S>* even,
       split_pairs(V::load(src + 2 * j), V::load(src + 2 * j + V::kLanes), &first, &second);
     } else {
       const int upper = part(count - 2 * j - V::kLanes);
-      split_pairs(V::load(src + 2 * j, part(count - 2 * j)), upper > 0 ? V::load(src + 2 * j + V::kLanes, upper) : V(), &first, &second);
+      split_pairs(V::load(src + 2 * j, part(count - 2 * j)), upper > 0 ? V::load(src + 2 * j + V::kLanes, upper) : V(),
+                  &first, &second);
     }
-    if (j + V::kLanes <= evens) first.store(even + j);
-    else if (j < evens) first.store(even + j, part(evens - j));
-    if (j + V::kLanes <= odds) second.store(odd + j);
-    else if (j < odds) second.store(odd + j, part(odds - j));
+    if (j + V::kLanes <= evens)
+      first.store(even + j);
+    else if (j < evens)
+      first.store(even + j, part(evens - j));
+    if (j + V::kLanes <= odds)
+      second.store(odd + j);
+    else if (j < odds)
+      second.store(odd + j, part(odds - j));
   }
 }
 
-// Rows [ho, ho + rows) of the output need input rows ho * Sh - pad_top + [0, (rows - 1) * Sh + (kH - 1) * Dh]. Padded row p goes to phase p % Sh,
-// row p / Sh; columns alike. Then output (r, wo) and tap (kh, kw) meet at offset(kh, kw) + r * pitch + wo whatever the stride and dilation, and
-// a run of outputs, over the end of a row too, is a run of inputs.
+// Rows [ho, ho + rows) of the output need input rows ho * Sh - pad_top + [0, (rows - 1) * Sh + (kH - 1) * Dh]. Padded
+// row p goes to phase p % Sh, row p / Sh; columns alike. Then output (r, wo) and tap (kh, kw) meet at offset(kh, kw) +
+// r * pitch + wo whatever the stride and dilation, and a run of outputs, over the end of a row too, is a run of inputs.
 struct PhasePlane {
   int64_t phases_h, phases_w;  // those that a tap reads
   int64_t reach_h;             // rows beyond the last output row
@@ -106,16 +130,17 @@ struct PhasePlane {
     rows = ceil_div(g.Ho, blocks);
     phase_size = (rows + reach_h) * pitch;
   }
-  // with room for three rows and a vector past the last, which sums that nobody stores may read
-  template <typename A> FASTCNN_INLINE int64_t size() const { return phases_h * phases_w * phase_size + 3 * pitch + kSlack<A>; }
+  // with room past the last row for whole vectors
+  template <typename A> FASTCNN_INLINE int64_t size() const { return phases_h * phases_w * phase_size + kSlack<A>; }
   FASTCNN_INLINE int64_t offset(const ConvGeometry& g, int64_t kh, int64_t kw) const {
     const int64_t h = kh * g.dilation_h, w = kw * g.dilation_w;
     return ((h % g.stride_h) * phases_w + w % g.stride_w) * phase_size + h / g.stride_h * pitch + w / g.stride_w;
   }
 
-  // Copies what `count` output rows need of one [H, W] plane x. The plane was zero before its first load, and every load leaves its padding
-  // columns zero; only rows outside x are cleared again.
-  template <typename S> FASTCNN_INLINE void load(const ConvGeometry& g, const S* x, int64_t ho, int64_t count, Accumulator<S>* plane) const {
+  // Copies what `count` output rows need of one [H, W] plane x. The plane was zero before its first load, and every
+  // load leaves its padding columns zero; only rows outside x are cleared again.
+  template <typename S>
+  FASTCNN_INLINE void load(const ConvGeometry& g, const S* x, int64_t ho, int64_t count, Accumulator<S>* plane) const {
     const int64_t sw = g.stride_w;
     // the first column of phase b that lies in x, and how many do
     const auto first_of = [&](int64_t b) { return b < g.pad_left ? ceil_div(g.pad_left - b, sw) : 0; };
@@ -129,7 +154,9 @@ struct PhasePlane {
     const int64_t evens = pairs ? count_of(1 - odd_phase) : 0, odds = pairs ? count_of(odd_phase) : 0;
     const int64_t even_at = pairs ? (1 - odd_phase) * phase_size + first_of(1 - odd_phase) : 0;
     const int64_t odd_at = pairs ? odd_phase * phase_size + first_of(odd_phase) : 0;
-    const int64_t used = g.W < evens + odds ? g.W : 2 * (evens > odds ? evens : odds) < g.W ? 2 * (evens > odds ? evens : odds) : g.W;
+    const int64_t used = g.W < evens + odds                        ? g.W
+                         : 2 * (evens > odds ? evens : odds) < g.W ? 2 * (evens > odds ? evens : odds)
+                                                                   : g.W;
     for (int64_t a = 0; a < phases_h; ++a) {
       int64_t ih = ho * g.stride_h + a - g.pad_top;
       Accumulator<S>* row = plane + a * phases_w * phase_size;
@@ -155,8 +182,9 @@ struct PhasePlane {
   }
 };
 
-template <int kTaps, int kVectors, typename A>
-FASTCNN_INLINE void correlate_group(const A* src, const int64_t* offset, const A* weight, int64_t taps, A start, A* dst) {
+template <int kTaps, int kVectors, typename A> FASTCNN_INLINE void correlate_group(const A* src, const int64_t* offset,
+                                                                                   const A* weight, int64_t taps,
+                                                                                   A start, A* dst) {
   using V = Vec<A>;
   V sum[kVectors];
   unroll<kVectors>([&](auto u) FASTCNN_UNROLLED { sum[u] = V(start); });
@@ -169,20 +197,27 @@ FASTCNN_INLINE void correlate_group(const A* src, const int64_t* offset, const A
   unroll<kVectors>([&](auto u) FASTCNN_UNROLLED { sum[u].store(dst + u * V::kLanes); });
 }
 
-// dst[i] = start + sum over t of weight[t] * src[offset[t] + i]. i runs to count rounded up to whole vectors: src and dst have that much room.
-// Four vectors cover the latency of the FMA; no group is left with one unless it is alone.
-template <int kTaps, typename A>
-FASTCNN_INLINE void correlate(const A* src, const int64_t* offset, const A* weight, int64_t taps, A start, A* dst, int64_t count) {
+// dst[i] = start + sum over t of weight[t] * src[offset[t] + i]. i runs to count rounded up to whole vectors: src and
+// dst have that much room. Four vectors cover the latency of the FMA; no group is left with one unless it is alone.
+template <int kTaps, typename A> FASTCNN_INLINE void correlate(const A* src, const int64_t* offset, const A* weight,
+                                                               int64_t taps, A start, A* dst, int64_t count) {
   constexpr int kLanes = Vec<A>::kLanes;
   int64_t left = ceil_div(count, kLanes);
-  for (; left > 6; left -= 4, src += 4 * kLanes, dst += 4 * kLanes) correlate_group<kTaps, 4>(src, offset, weight, taps, start, dst);
+  for (; left > 6; left -= 4, src += 4 * kLanes, dst += 4 * kLanes)
+    correlate_group<kTaps, 4>(src, offset, weight, taps, start, dst);
   switch (left) {
-    case 1: return correlate_group<kTaps, 1>(src, offset, weight, taps, start, dst);
-    case 2: return correlate_group<kTaps, 2>(src, offset, weight, taps, start, dst);
-    case 3: return correlate_group<kTaps, 3>(src, offset, weight, taps, start, dst);
-    case 4: return correlate_group<kTaps, 4>(src, offset, weight, taps, start, dst);
-    case 5: return correlate_group<kTaps, 5>(src, offset, weight, taps, start, dst);
-    case 6: return correlate_group<kTaps, 6>(src, offset, weight, taps, start, dst);
+    case 1:
+      return correlate_group<kTaps, 1>(src, offset, weight, taps, start, dst);
+    case 2:
+      return correlate_group<kTaps, 2>(src, offset, weight, taps, start, dst);
+    case 3:
+      return correlate_group<kTaps, 3>(src, offset, weight, taps, start, dst);
+    case 4:
+      return correlate_group<kTaps, 4>(src, offset, weight, taps, start, dst);
+    case 5:
+      return correlate_group<kTaps, 5>(src, offset, weight, taps, start, dst);
+    case 6:
+      return correlate_group<kTaps, 6>(src, offset, weight, taps, start, dst);
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loops whose index is a constant in the body: an array of vectors indexed by it is split into registers before the optimiser gives up on it
-// (GCC unrolls a plain loop only after that).
+// Loops whose index is a constant in the body: an array of vectors indexed by it is split into registers before the
+// optimiser gives up on it (GCC unrolls a plain loop only after that).
 #pragma once
 
 #include <type_traits>
@@ -15,7 +15,8 @@ template <int... I, typename F> FASTCNN_INLINE void unroll(std::integer_sequence
   (body(std::integral_constant<int, I>{}), ...);
 }
 
-// body(integral_constant<int, 0>) ... body(integral_constant<int, kCount - 1>). Write FASTCNN_UNROLLED after the parameters of the lambda.
+// body(integral_constant<int, 0>) ... body(integral_constant<int, kCount - 1>). Write FASTCNN_UNROLLED after the
+// parameters of the lambda.
 template <int kCount, typename F> FASTCNN_INLINE void unroll(F&& body) {
   unroll(std::make_integer_sequence<int, kCount>{}, body);
 }
