@@ -33,7 +33,8 @@ constexpr int64_t kGrainMacs = 1 << 17;             // per thread: some 4 us of 
 constexpr int64_t kPlaneElements = 6144;            // half of a 48 KiB L1 in float
 constexpr int64_t kBandBytes = int64_t(256) << 10;  // NCHW: of a band of rows, transposed: it stays in L2
 constexpr int64_t kBandLeast = 4;                   // rows of output
-constexpr int64_t kChunkBlocks = 16;  // channel vectors whose packed weights a thread holds (10 KiB for 3x3 on AVX-512)
+constexpr int64_t kChunkBlocks = 64;  // channel vectors whose packed weights a thread holds, 40 KiB for 3x3 on AVX-512
+constexpr int64_t kFarImage = 1 << 20;  // bytes of an image that is not expected in L2
 
 int64_t grain_of(int64_t macs_per_item) { return macs_per_item > 0 ? ceil_div(kGrainMacs, macs_per_item) : 1; }
 
@@ -60,12 +61,16 @@ template <typename S> void forward_nhwc(const DepthwiseArgs& args) {
   const ConvGeometry& g = args.geometry;
   const Tile<S> tile = choose_tile<S>(g);
   const int64_t blocks = ceil_div(g.C, kLanes), row_blocks = ceil_div(g.Ho, tile.rows);
-  // all but a single chunk hold two blocks or more, so the channels computed twice belong to one thread
-  const int64_t chunks = blocks > kChunkBlocks ? blocks / kChunkBlocks : 1;
+  // Few chunks read memory in long runs; but the rows of a small map are too few for the threads. All but a single
+  // chunk hold two blocks or more, so the channels computed twice belong to one thread.
+  const int64_t threads = thread_count(), wanted = g.N * row_blocks < 4 * threads ? threads : 1;
+  const int64_t more = blocks / kChunkBlocks > wanted ? blocks / kChunkBlocks : wanted;
+  const int64_t chunks = blocks < 4 ? 1 : more < blocks / 2 ? more : blocks / 2;
   const int64_t taps = g.kH * g.kW, block_size = (1 + taps) * kLanes;
   const int lanes = g.C < kLanes ? int(g.C) : kLanes;
   const S* residual = static_cast<const S*>(args.residual);
   const auto channel = [&](int64_t block) { return block * kLanes <= g.C - lanes ? block * kLanes : g.C - lanes; };
+  const bool far = g.H * g.W * g.C * int64_t(sizeof(S)) > kFarImage;
   // a chunk is outermost: its weights are packed once a thread
   const int64_t grain = grain_of(tile.rows * g.Wo * taps * ceil_div(blocks, chunks) * kLanes);
   parallel_for(chunks * g.N * row_blocks, grain, [&](int64_t begin, int64_t end) {
@@ -85,7 +90,7 @@ template <typename S> void forward_nhwc(const DepthwiseArgs& args) {
           const int64_t c = channel(block);
           const A* weight = packed + (block - first) * block_size;
           tile.strip({g, args.activation, x + c, residual == nullptr ? nullptr : residual + out + c,
-                      static_cast<S*>(args.y) + out + c, weight, lanes},
+                      static_cast<S*>(args.y) + out + c, weight, lanes, far},
                      item % row_blocks * tile.rows, wo);
         }
     }
@@ -237,7 +242,7 @@ template <typename S> void forward_nchw_transposed(const DepthwiseArgs& args) {
       }
       for (int64_t r = 0; r < band.Ho; r += tile.rows)
         for (int64_t wo = 0; wo < g.Wo; wo += tile.columns)
-          tile.strip({band, args.activation, x, added, y, packed, kLanes}, r, wo);
+          tile.strip({band, args.activation, x, added, y, packed, kLanes, false}, r, wo);
       scatter_planes(y, g.Ho * g.Wo, band.Ho * g.Wo, int(block * kLanes - c),
                      static_cast<S*>(args.y) + (plane * g.Ho + ho) * g.Wo);
     }

@@ -45,6 +45,7 @@ template <typename S> struct Nhwc {
   S* y;
   const Accumulator<S>* packed;  // shift, then the taps, kLanes each
   int lanes;                     // channels to touch, below kLanes only in the general tile
+  bool far;                      // x comes from beyond L2
 };
 
 template <typename S> constexpr int kZeroLanes = VecOf<S>::kLanes;
@@ -121,6 +122,12 @@ template <typename S, int K, int kStride> struct UnrolledTile {
     for (; r < last && r < kStride; ++r, row += g.W * g.C) add_row<kEdge, true, false>(job, sum, r, row, inside);
     for (; r < last && r < K; ++r, row += g.W * g.C) add_row<kEdge, true, true>(job, sum, r, row, inside);
     for (; r < last; ++r, row += g.W * g.C) add_row<kEdge, false, true>(job, sum, r, row, inside);
+    if (kStride == 2 && job.far) {  // the rows of the next tile: all but K - 2 of its K + 2 are new
+      const S* next = job.x + ((ih + kInputRows) * g.W + iw) * g.C;
+      unroll<kRows * kStride * kStrip * kStride>([&](auto i) FASTCNN_UNROLLED {
+        __builtin_prefetch(next + (i / (kStrip * kStride) * g.W + i % (kStrip * kStride)) * g.C, 0, 2);
+      });
+    }
     finish<false, kEdge, kRows, kStrip>(job, sum, ho, wo, g.Wo - wo);
   }
 
