@@ -199,12 +199,9 @@ def autocast() -> None:
 def inference_tensors() -> None:
     net = small()
     with torch.inference_mode():
-        x = PICTURE.clone()
-        y = net(x)
+        y, weight = net(PICTURE.clone()), DEPTHWISE.clone()
     assert y.is_inference()
     torch.testing.assert_close(net(PICTURE.clone()), y.clone())
-    with torch.inference_mode():
-        weight = DEPTHWISE.clone()
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
         ops.depthwise_conv2d(X.clone().requires_grad_(), weight)
 

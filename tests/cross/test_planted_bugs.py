@@ -38,18 +38,6 @@ BUGS = {
         "(V::load(grad + i) * functor.derivative(V::load(x + i)))",
         "(V::load(x + i) * functor.derivative(V::load(grad + i)))",
     ),
-    "depthwise-upper-border": Bug(
-        "depthwise_conv2d",
-        DEPTHWISE,
-        "ih = ho * kStride - g.pad_top, iw = wo * kStride - g.pad_left;",
-        "ih = ho * kStride - g.pad_bottom - 1, iw = wo * kStride - g.pad_left;",
-    ),
-    "depthwise-second-row": Bug(
-        "depthwise_conv2d",
-        DEPTHWISE,
-        "fma(v, lower[kw], sum[kStrip + s])",
-        "fma(v, lower[K - 1 - kw], sum[kStrip + s])",
-    ),
     "depthwise-not-flipped": Bug("depthwise_conv2d", DEPTHWISE, "w[args.flip ? taps - 1 - t : t]", "w[t]"),
     "depthwise-residual-tail": Bug(
         "depthwise_conv2d",
@@ -91,11 +79,8 @@ BUGS = {
     "conv-scale-row": Bug(
         "conv_bn_act", "conv_bn_act.kernel.cpp", "scale = V(to.scale[first_row + m]);", "scale = V(to.scale[m]);"
     ),
-    "conv-stride-swapped": Bug(
-        "conv_bn_act",
-        "conv_bn_act.kernel.cpp",
-        "* args.W + wo * args.stride_w) * args.C;",
-        "* args.W + wo * args.stride_h) * args.C;",
+    "conv-shift-row": Bug(
+        "conv_bn_act", "conv_bn_act.kernel.cpp", "shift = V(to.shift[first_row + m]);", "shift = V(to.shift[m]);"
     ),
     "shuffle-any-groups": Bug(
         "channel_shuffle",
