@@ -175,20 +175,19 @@ template <typename S> struct Tile {
 
 template <typename T, typename S> Tile<S> tile_of() { return {&T::strip, T::kRows, T::kStrip}; }
 
-// float on AVX-512 and AVX2 only: eighteen more copies of the tile, for half types and the plain build, would triple
-// what the file takes to compile.
-template <typename S> constexpr bool kHasUnrolledTiles = sizeof(S) == sizeof(float) && VecOf<S>::kLanes >= 8;
+// Every copy of the tile costs the build a second: none for the plain build, 7x7 for float only.
+template <typename S, int K> constexpr bool kUnrolled = VecOf<S>::kLanes >= 8 && (K < 7 || sizeof(S) == sizeof(float));
 
 template <typename S> Tile<S> choose_tile(const ConvGeometry& g) {
   if (g.C < VecOf<S>::kLanes) return tile_of<GeneralTile<S, true>, S>();
   Tile<S> found = tile_of<GeneralTile<S, false>, S>();
-  if constexpr (kHasUnrolledTiles<S>)
-    if (g.kH == g.kW && (g.kH == 3 || g.kH == 5 || g.kH == 7) && g.stride_h == g.stride_w && g.stride_h <= 2 &&
-        g.dilation_h == 1 && g.dilation_w == 1)
-      dispatch_int<3, 5, 7>("kernel size", int(g.kH), [&](auto kernel) {
-        dispatch_int<1, 2>("stride", int(g.stride_h),
-                           [&](auto stride) { found = tile_of<UnrolledTile<S, kernel(), stride()>, S>(); });
+  if (g.kH == g.kW && (g.kH == 3 || g.kH == 5 || g.kH == 7) && g.stride_h == g.stride_w && g.stride_h <= 2 &&
+      g.dilation_h == 1 && g.dilation_w == 1)
+    dispatch_int<3, 5, 7>("kernel size", int(g.kH), [&](auto kernel) {
+      dispatch_int<1, 2>("stride", int(g.stride_h), [&](auto stride) {
+        if constexpr (kUnrolled<S, kernel()>) found = tile_of<UnrolledTile<S, kernel(), stride()>, S>();
       });
+    });
   return found;
 }
 
