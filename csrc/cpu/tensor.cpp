@@ -127,6 +127,7 @@ Tensor as_accumulator(const Tensor& x, Dtype compute) {
 ConvGeometry conv_geometry(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                            const std::vector<int64_t>& dilation, int64_t groups) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "fastcnn: x and weight must be 4-D");
+  STD_TORCH_CHECK(x.is_cpu() == weight.is_cpu() && x.is_cuda() == weight.is_cuda(), "fastcnn: weight must be on the device of x");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
                   "fastcnn: stride and dilation take 2 numbers, padding 4");
   ConvGeometry g{};

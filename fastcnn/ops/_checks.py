@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ACTIVATIONS = ("identity", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid")
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -27,6 +28,8 @@ def check_input(op: str, name: str, x: Tensor, ndim: int | None = None) -> None:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a {kind} one")
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {str(x.dtype).removeprefix('torch.')}")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{op}: {name} carries a forward-mode tangent, which the ops do not propagate; use reverse mode")
     if ndim is not None and x.dim() != ndim:
         raise ValueError(f"{op}: {name} must have {ndim} dimensions{' [N, C, H, W]' if ndim == 4 else ''}, got {shape_text(x)}")
 
@@ -108,6 +111,8 @@ def check_window(op: str, x: Tensor, weight: Tensor, stride: Sequence[int], padd
     if kernel[0] < 1 or kernel[1] < 1:
         raise ValueError(f"{op}: weight must have a kernel of at least 1x1, got {shape_text(weight)}")
     size = x.shape[2:]
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(f"{op}: x must have at least one row and one column, got {shape_text(x)}")
     four = resolve_padding(padding, size, kernel, stride, dilation)
     out = conv_output_size(size, kernel, stride, four, dilation)
     if out[0] < 1 or out[1] < 1:

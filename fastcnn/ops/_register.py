@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,11 +29,24 @@ def register(name: str, reference: Callable, fake: Callable, flops: Callable | N
     """
     op = overload(name)
     LIB.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(op, fake, lib=LIB)
+    torch.library.register_fake(op, _on_one_device(op, fake), lib=LIB)
     if flops is not None:
         register_flops(op.overloadpacket, flops)
     REFERENCES[op] = reference
     return op
+
+
+def _on_one_device(op: torch._ops.OpOverload, fake: Callable) -> Callable:
+    """A meta tensor beside real ones reaches the fake, whose empty result would pass for data."""
+
+    @functools.wraps(fake)
+    def checked(*arguments: Any) -> Any:
+        devices = {value.device for value in arguments if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{op.name()}: every tensor must be on one device, got {', '.join(sorted(map(str, devices)))}")
+        return fake(*arguments)
+
+    return checked
 
 
 def register_autograd(op: torch._ops.OpOverload, backward: Callable, differentiable: Callable, *, outputs: Sequence[int] = (),

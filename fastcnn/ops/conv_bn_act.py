@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _checks
 from . import _conv_bn_act_reference as reference
@@ -88,6 +89,8 @@ def _usual(x, weight, vectors, residual, stride, padding, dilation, groups, eps,
     if type(groups) is not int or groups < 1 or kernel[1] * groups != shape[1] or kernel[0] % groups:
         return None
     height, width = shape[2] + 2 * four[2] - kernel[2], shape[3] + 2 * four[0] - kernel[3]
+    if 0 in shape[1:] or 0 in kernel or forward_ad._current_level >= 0:
+        return None
     if height < 0 or width < 0 or kernel[2] < 1 or kernel[3] < 1 or not 0.0 <= eps < math.inf:
         return None
     if x.layout is not torch.strided or weight.layout is not torch.strided or not x.is_cpu or not weight.is_cpu:
@@ -120,6 +123,8 @@ def _check(x, weight, vectors, residual, stride, padding, dilation, groups, trai
     if weight.shape[1] != channels // groups:
         raise ValueError(f"{_OP}: weight must be [O, {channels // groups}, kH, kW] for x with C = {channels} and "
                          f"groups = {groups}, got {_checks.shape_text(weight)}")  # fmt: skip
+    if channels < 1 or out_channels < 1:
+        raise ValueError(f"{_OP}: x and weight must have at least one channel, got {_checks.shape_text(x)} and {_checks.shape_text(weight)}")
     shape = (x.shape[0], out_channels, *_checks.check_window(_OP, x, weight, stride, padding, dilation))
     cast = _checks.autocast_active(x)
     _checks.check_like(_OP, "weight", weight, x, any_dtype=cast)
