@@ -25,7 +25,7 @@ def test_explain_names_the_kernel_and_every_reason():
 @pytest.mark.parametrize(
     "op",
     [fastcnn.ops.hardswish, torch.ops.fastcnn.hardswish, torch.ops.fastcnn.hardswish.default, "hardswish"],
-    ids=str,
+    ids=["function", "packet", "overload", "name"],
 )
 def test_explain_takes_an_op_in_any_form(op):
     assert fastcnn.explain(op, torch.ones(3)).op == "hardswish"
