@@ -108,6 +108,7 @@ def test_plain_on_a_pipe_and_rich_on_a_terminal(capsys, weights, pictures, monke
     assert any("sub/[red]käse\\n猫.png  " in line for line in lines) and "\x1b" not in captured.out
     assert "3 pictures, shufflenet_v2_x0_5: " in captured.err and "ms each (batch 1" in captured.err
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "400")  # a wrapped path would hide its name
     assert main(arguments) == 0
     assert "[red]käse" in capsys.readouterr().out.replace("\n", "")
 
