@@ -160,8 +160,7 @@ def bench_model(
     metadata = fastcnn.models.metadata(name)
     reference = reference_model(metadata["reference"], **metadata.get("reference_kwargs", {}))
     calibrate(reference, metadata["input_size"])
-    ours = fastcnn.create_model(name)
-    ours.load_state_dict(reference.state_dict(), strict=True)
+    ours = fastcnn.create_model(name, weights=reference.state_dict())
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *metadata["input_size"], generator=generator)
     few = x[:4]  # fp64 convolutions are slow; each picture of a batch is computed alone
