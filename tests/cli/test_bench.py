@@ -110,8 +110,8 @@ def test_a_wrong_model_is_not_timed(capsys, no_timing, monkeypatch):
     pytest.importorskip("torchvision")
     build = fastcnn.create_model
 
-    def wrong(name):
-        net = build(name)
+    def wrong(name, **kwargs):
+        net = build(name, **kwargs)
         net.register_forward_hook(lambda module, inputs, output: output * 1.0001)
         return net
 
