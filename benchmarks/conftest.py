@@ -40,8 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "call" not in metafunc.fixturenames:
         return
     config = metafunc.config
-    op = metafunc.module.OP
-    calls = shapes.op_calls(op, config.getoption("--model") or shapes.REPRESENTATIVE, config.getoption("--batch") or [1])
+    models, batches = config.getoption("--model") or shapes.REPRESENTATIVE, config.getoption("--batch") or [1]
+    calls = [call for op in metafunc.module.OPS for call in shapes.op_calls(op, models, batches)]
     metafunc.parametrize("call", calls, ids=[call.label.replace(" ", "-") for call in calls])
     metafunc.parametrize("layout", LAYOUTS)
     metafunc.parametrize("implementation", IMPLEMENTATIONS)

@@ -104,6 +104,17 @@ def _channel_shuffle(x, groups):
     return lambda: fastcnn.ops.channel_shuffle(x, groups), theirs
 
 
+def _channel_shuffle_concat(x1, x2):
+    n, c, h, w = x1.shape
+    memory_format = torch.channels_last if x1.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+
+    def theirs() -> Tensor:
+        y = torch.cat((x1, x2), dim=1)
+        return y.view(n, 2, c, h, w).transpose(1, 2).reshape(n, 2 * c, h, w).contiguous(memory_format=memory_format)
+
+    return lambda: fastcnn.ops.channel_shuffle_concat(x1, x2), theirs
+
+
 def _se_scale(x, w1, b1, w2, b2, activation, gate):
     w1, w2 = (w.reshape(*w.shape[:2], 1, 1) for w in (w1, w2))
 
@@ -119,6 +130,7 @@ _BUILDERS = {
     "depthwise_conv2d": _depthwise,
     "batch_norm_act": _batch_norm_act,
     "channel_shuffle": _channel_shuffle,
+    "channel_shuffle_concat": _channel_shuffle_concat,
     "se_scale": _se_scale,
     "global_avg_pool": lambda x: (lambda: fastcnn.ops.global_avg_pool(x), lambda: F.adaptive_avg_pool2d(x, 1)),
     "hardswish": lambda x: (lambda: fastcnn.ops.hardswish(x), lambda: F.hardswish(x)),

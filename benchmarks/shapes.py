@@ -39,6 +39,8 @@ class Call(NamedTuple):
             return f"{x} {depthwise}{weight[2]}x{weight[3]}s{stride}->{weight[0]} {self.arguments[-1]}{'+res' if residual else ''}"
         if self.op == "channel_shuffle":
             return f"{x} g{self.arguments[1]}"
+        if self.op == "channel_shuffle_concat":
+            return f"2 x {x}"
         if self.op == "se_scale":
             return f"{x} r{self.arguments[1].shape[0]} {self.arguments[5]}/{self.arguments[6]}"
         return f"{x} {self.arguments[-1]}" if isinstance(self.arguments[-1], str) else x
@@ -76,6 +78,8 @@ def _is_depthwise(call: Call) -> bool:
 def _derived(call: Call) -> Iterator[Call]:
     """The narrower ops that a user of the layer would call on the same tensors."""
     yield call
+    if call.op == "channel_shuffle_concat":
+        yield Call("channel_shuffle", (TensorSpec(call.output), 2), call.output)
     if call.op != "conv_bn_act":
         return
     x, weight, _, bn_weight, bn_bias, mean, var, residual, stride, padding, dilation, _, eps, activation = call.arguments

@@ -13,9 +13,9 @@ from fastcnn._library import SCHEMAS
 from fastcnn.ops._register import REFERENCES, overload
 
 ROOT = Path(__file__).resolve().parents[1]
-STEMS = sorted({re.sub("_(backward|train)$", "", op) for op in SCHEMAS})
+STEMS = sorted({re.sub("_(backward|train|concat)$", "", op) for op in SCHEMAS})
 CODE = (".py", ".h", ".cpp", ".cuh", ".cu")
-NOT_AN_OP = {"csrc/cpu": {"isa", "library", "parallel", "tensor"}, "triton_kernels": {"__init__"}}
+NOT_AN_OP = {"csrc/cpu": {"gemm", "isa", "library", "parallel", "tensor"}, "triton_kernels": {"__init__"}}
 NOT_A_MODEL = {"__init__", "blocks", "registry", "weights"}
 
 

@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "activation"
+OPS = ("activation",)
 
 
 def bench_activation(time_op: Any, call: Call, layout: str, implementation: str) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "batch_norm_act"
+OPS = ("batch_norm_act",)
 
 
 def bench_batch_norm_act(time_op: Any, call: Call, layout: str, implementation: str) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "channel_shuffle"
+OPS = ("channel_shuffle", "channel_shuffle_concat")
 
 
 def bench_channel_shuffle(time_op: Any, call: Call, layout: str, implementation: str) -> None:

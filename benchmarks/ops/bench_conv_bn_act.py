@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "conv_bn_act"
+OPS = ("conv_bn_act",)
 
 
 def bench_conv_bn_act(time_op: Any, call: Call, layout: str, implementation: str) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "depthwise_conv2d"
+OPS = ("depthwise_conv2d",)
 
 
 def bench_depthwise_conv2d(time_op: Any, call: Call, layout: str, implementation: str) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "global_avg_pool"
+OPS = ("global_avg_pool",)
 
 
 def bench_global_avg_pool(time_op: Any, call: Call, layout: str, implementation: str) -> None:

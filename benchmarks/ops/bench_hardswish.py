@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "hardswish"
+OPS = ("hardswish",)
 
 
 def bench_hardswish(time_op: Any, call: Call, layout: str, implementation: str) -> None:

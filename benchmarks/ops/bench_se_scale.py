@@ -3,7 +3,7 @@ from typing import Any
 
 from benchmarks.shapes import Call
 
-OP = "se_scale"
+OPS = ("se_scale",)
 
 
 def bench_se_scale(time_op: Any, call: Call, layout: str, implementation: str) -> None:

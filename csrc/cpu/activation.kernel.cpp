@@ -8,12 +8,14 @@
 #include "../common/dispatch.h"
 #include "parallel.h"
 #include "simd.h"
+#include "unroll.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
 namespace {
 
 constexpr int64_t kGrain = 32768;
+constexpr int kUnroll = 4;  // vectors: their exponentials and divisions overlap
 
 template <typename S, typename F> void run(const ActivationArgs& args, F functor) {
   using V = VecOf<S>;
@@ -23,6 +25,8 @@ template <typename S, typename F> void run(const ActivationArgs& args, F functor
   parallel_for(args.count, kGrain, [&](int64_t begin, int64_t end) {
     int64_t i = begin;
     if (grad == nullptr) {
+      for (; i + kUnroll * V::kLanes <= end; i += kUnroll * V::kLanes)
+        unroll<kUnroll>([&](auto u) FASTCNN_UNROLLED { functor(V::load(x + i + u * V::kLanes)).store(y + i + u * V::kLanes); });
       for (; i + V::kLanes <= end; i += V::kLanes) functor(V::load(x + i)).store(y + i);
       if (i < end) functor(V::load(x + i, int(end - i))).store(y + i, int(end - i));
     } else {

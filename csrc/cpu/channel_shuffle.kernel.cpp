@@ -4,6 +4,9 @@
 // NCHW copies whole planes. NHWC permutes the C elements of a pixel. A shuffle by few groups interleaves that many streams, its inverse
 // deals one stream out to them; with the number of streams a constant (kStreams below) the compiler turns either loop into vector shuffles.
 // Any other number runs as a strided copy, one element a step.
+//
+// Concat + shuffle of two tensors is the interleave of two streams that lie in different places; neither the concat nor
+// a copy of a split half is ever in memory.
 #include "channel_shuffle.h"
 
 #include <type_traits>
@@ -90,15 +93,46 @@ template <typename T> void shuffle(const ChannelShuffleArgs& args) {
   else shuffle_pixels<T>(args);
 }
 
+template <typename T> FASTCNN_INLINE void interleave_pair(const T* __restrict a, const T* __restrict b, T* __restrict y, int64_t length) {
+  for (int64_t i = 0; i < length; ++i) y[2 * i] = a[i], y[2 * i + 1] = b[i];
+}
+
+template <typename T> void concat(const ChannelShuffleConcatArgs& args) {
+  const T *x1 = static_cast<const T*>(args.x1), *x2 = static_cast<const T*>(args.x2);
+  T* y = static_cast<T*>(args.y);
+  const int64_t C = args.C, HW = args.HW;
+  if (args.layout == Layout::kNHWC)
+    return parallel_for(args.N * HW, ceil_div(kGrainBytes, 2 * C * int64_t(sizeof(T))), [&](int64_t begin, int64_t end) {
+      for (int64_t pixel = begin; pixel < end; ++pixel)
+        interleave_pair(x1 + pixel * args.stride1, x2 + pixel * args.stride2, y + pixel * 2 * C, C);
+    });
+  parallel_for(args.N * C, ceil_div(kGrainBytes, 2 * HW * int64_t(sizeof(T))), [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const int64_t n = pair / C, c = pair % C;
+      copy_plane(x1 + n * args.stride1 + c * HW, y + 2 * pair * HW, HW);
+      copy_plane(x2 + n * args.stride2 + c * HW, y + (2 * pair + 1) * HW, HW);
+    }
+  });
+}
+
+// f(zero of an integer as wide as the dtype)
+template <typename F> void dispatch_width(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16: return f(uint16_t(0));
+    case Dtype::kFloat32: return f(uint32_t(0));
+    case Dtype::kFloat64: return f(uint64_t(0));
+  }
+}
+
 }  // namespace
 
 void channel_shuffle_kernel(const ChannelShuffleArgs& args) {
-  switch (args.dtype) {
-    case Dtype::kFloat16:
-    case Dtype::kBFloat16: return shuffle<uint16_t>(args);
-    case Dtype::kFloat32: return shuffle<uint32_t>(args);
-    case Dtype::kFloat64: return shuffle<uint64_t>(args);
-  }
+  dispatch_width(args.dtype, [&](auto zero) { shuffle<decltype(zero)>(args); });
+}
+
+void channel_shuffle_concat_kernel(const ChannelShuffleConcatArgs& args) {
+  dispatch_width(args.dtype, [&](auto zero) { concat<decltype(zero)>(args); });
 }
 
 }  // namespace FASTCNN_ISA

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv_bn_act: which convolution runs, and what is fused into it. Pointwise and depthwise ones carry scale, shift,
-// residual and activation in their epilogue; every other one is ATen's, followed by one pass in place.
+// conv_bn_act: which convolution runs, and what is fused into it. Pointwise, depthwise and few-channel ones carry scale,
+// shift, residual and activation in their epilogue; every other one is ATen's, followed by one pass in place.
 #include "conv_bn_act.h"
 
 #include <array>
@@ -16,7 +16,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
-enum class Kind { kPointwise, kDepthwise, kOther };
+enum class Kind { kPointwise, kDepthwise, kFewChannels, kOther };
+
+constexpr int64_t kMostChannels = 4;   // of the input of a kFewChannels convolution
+constexpr int64_t kMostTaps = 512;     // C kH kW of one: a thread packs all weights for itself
 
 struct Convolution {
   ConvGeometry g;
@@ -41,17 +44,6 @@ Tensor as_exact_layout(const Tensor& x, Layout layout) {
   return x;
 }
 
-// Elements from pixel to pixel (NHWC) or image to image (NCHW) when x is a range of the channels of a tensor that is
-// dense in this layout, as a split of channels gives; else 0.
-int64_t channel_slice_stride(const Tensor& x, Layout layout) {
-  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
-  const auto s = x.strides();
-  if (x.numel() == 0 || C == 1 || H == 1 || W == 1) return 0;  // a stride of a size of 1 says nothing
-  if (layout == Layout::kNHWC)
-    return s[1] == 1 && s[3] >= C && s[2] == W * s[3] && (x.size(0) == 1 || s[0] == H * s[2]) ? s[3] : 0;
-  return s[3] == 1 && s[2] == W && s[1] == H * W && (x.size(0) == 1 || s[0] >= C * s[1]) ? s[0] : 0;
-}
-
 Convolution plan(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                  bool keep_slice = false) {
@@ -60,6 +52,7 @@ Convolution plan(const Tensor& x, const Tensor& weight, const std::vector<int64_
   const bool unpadded = g.pad_left + g.pad_right + g.pad_top + g.pad_bottom == 0;
   const Kind kind = g.kH == 1 && g.kW == 1 && groups == 1 && unpadded ? Kind::kPointwise
                     : groups == g.C                                   ? Kind::kDepthwise
+                    : groups == 1 && g.dilation_w == 1 && g.C <= kMostChannels && g.C * g.kH * g.kW <= kMostTaps ? Kind::kFewChannels
                                                                       : Kind::kOther;
   const bool slice = keep_slice && kind == Kind::kPointwise && x.is_cpu() && channel_slice_stride(x, g.layout) > 0;
   return {g, kind, slice ? x : as_layout(x, g.layout), kind == Kind::kPointwise ? as_accumulator(weight, dtype_of(x)) : weight};
@@ -102,6 +95,18 @@ Tensor pointwise(const Convolution& c, const OptionalTensor& scale, const Option
   return y;
 }
 
+Tensor few_channels(const Convolution& c, const OptionalTensor& scale, const OptionalTensor& shift,
+                    const OptionalTensor& residual, Activation activation) {
+  const ConvGeometry& g = c.g;
+  const Tensor y = empty_4d(c.x, g.N, g.O, g.Ho, g.Wo, g.layout);
+  if (y.numel() == 0) return y;
+  const auto stride = c.weight.strides();
+  direct_forward_kernel_dispatch({dtype_of(c.x), activation, g, data(c.x), data(c.weight),
+                                  {stride[0], stride[1], stride[2], stride[3]}, data(scale), data(shift), data(residual),
+                                  mutable_data(y)});
+  return y;
+}
+
 // ATen takes one padding for both ends.
 struct PaddedInput {
   Tensor x;
@@ -131,6 +136,7 @@ Tensor aten_convolution(const Convolution& c) {
 Tensor convolve(const Convolution& c, const OptionalTensor& scale, const OptionalTensor& shift,
                 const OptionalTensor& residual, Activation activation) {
   if (c.kind == Kind::kPointwise) return pointwise(c, scale, shift, residual, activation);
+  if (c.kind == Kind::kFewChannels) return few_channels(c, scale, shift, residual, activation);
   if (c.kind == Kind::kDepthwise)
     return depthwise_forward(c.x, c.weight, c.g, data(scale), data(shift), residual, activation);
   const Tensor y = aten_convolution(c);
@@ -245,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_bn_act_train_cpu
   const Convolution c = plan(x, weight, stride, padding, dilation, groups);
   const OptionalTensor added = like_output(residual, c);
   const Tensor z = plain_convolution(c, per_channel(bias, c));
-  const Tensor y = torch::stable::empty_like(z);
+  const Tensor y = fresh_like(z);
   BatchStatistics s = batch_norm_statistics(z, c.g.layout, running_mean, running_var, momentum, eps);
   const ScaleShift folded = fold_batch_norm_invstd(z, bn_weight, bn_bias, s.mean, s.invstd);
   batch_norm_act_apply(z, c.g.layout, folded, added, activation_of(activation), y);

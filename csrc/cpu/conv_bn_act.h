@@ -25,6 +25,21 @@ struct PointwiseArgs {
   void* y;
 };
 
+// Dense kH x kW convolution, groups 1, columns not dilated, with the same epilogue. x, residual and y are dense in the geometry's layout;
+// weight has the dtype of x and any strides; scale and shift are in the accumulator type.
+struct DirectArgs {
+  Dtype dtype;
+  Activation activation;
+  ConvGeometry geometry;
+  const void* x;
+  const void* weight;
+  int64_t weight_stride[4];
+  const void* scale;     // null: 1
+  const void* shift;     // null: 0
+  const void* residual;  // null: none
+  void* y;
+};
+
 // grad_weight[o][c] = sum over n, p of grad[n][o][p] * x[n][c][p], stride 1. grad and x are dense in `layout`;
 // grad_weight is [O, C] in the accumulator type, partial has room for pointwise_weight_slices(...) matrices like it.
 struct PointwiseWeightArgs {
@@ -52,4 +67,5 @@ FASTCNN_INLINE int64_t pointwise_weight_slices(int64_t N, int64_t HW, Layout lay
 }  // namespace fastcnn
 
 FASTCNN_KERNEL(pointwise_forward_kernel, PointwiseArgs)
+FASTCNN_KERNEL(direct_forward_kernel, DirectArgs)
 FASTCNN_KERNEL(pointwise_backward_weight_kernel, PointwiseWeightArgs)

@@ -9,8 +9,10 @@
 #include "conv_bn_act.h"
 
 #include "../common/dispatch.h"
+#include "conv_bn_act_store.h"
 #include "gemm.h"
 #include "parallel.h"
+#include "stream.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
@@ -18,54 +20,8 @@ namespace {
 
 constexpr int64_t kBlockBytes = 512 * 1024;  // of a channels_last block's input and output, kept in L2
 
-template <typename T> FASTCNN_INLINE T* at(T* optional, int64_t offset) {
-  return optional == nullptr ? nullptr : optional + offset;
-}
-
-// Where a panel's finished tiles go.
-template <typename S> struct Target {
-  const Accumulator<S>* scale;  // of the panel's first channel (channels_last), of row 0 (NCHW); null: 1
-  const Accumulator<S>* shift;  // null: 0
-  const S* residual;
-  S* y;
-  int64_t ldy;
-  int vectors;
-  int64_t columns;  // valid ones, at most vectors * kLanes
-};
-
-template <typename S>
-using StoreFunction = void (*)(const Target<S>&, const Accumulator<S>* tile, int64_t first_row, int64_t rows);
-
-template <typename S, typename F, bool kWhole>
-FASTCNN_INLINE void store_vector(const S* residual, S* y, VecOf<S> sum, VecOf<S> scale, VecOf<S> shift, int lanes) {
-  VecOf<S> value = fma(sum, scale, shift);
-  if (residual != nullptr) value = value + (kWhole ? VecOf<S>::load(residual) : VecOf<S>::load(residual, lanes));
-  value = F()(value);
-  if (kWhole) value.store(y);
-  else value.store(y, lanes);
-}
-
-// kChannelLanes: output channels run along the vectors (channels_last), else along the rows.
-template <typename S, typename F, bool kChannelLanes>
-void store_tile(const Target<S>& to, const Accumulator<S>* tile, int64_t first_row, int64_t rows) {
-  using V = VecOf<S>;
-  for (int v = 0; v < to.vectors; ++v) {
-    const int64_t column = v * V::kLanes;
-    const int lanes = int(to.columns - column < V::kLanes ? to.columns - column : V::kLanes);
-    V scale(1), shift(0);
-    if (kChannelLanes && to.scale != nullptr) scale = V::load(to.scale + column, lanes);
-    if (kChannelLanes && to.shift != nullptr) shift = V::load(to.shift + column, lanes);
-    for (int64_t m = 0; m < rows; ++m) {
-      const int64_t offset = (first_row + m) * to.ldy + column;
-      if (!kChannelLanes && to.scale != nullptr) scale = V(to.scale[first_row + m]);
-      if (!kChannelLanes && to.shift != nullptr) shift = V(to.shift[first_row + m]);
-      const S* residual = at(to.residual, offset);
-      const V sum = V::load(tile + (m * to.vectors + v) * V::kLanes);
-      if (lanes == V::kLanes) store_vector<S, F, true>(residual, to.y + offset, sum, scale, shift, lanes);
-      else store_vector<S, F, false>(residual, to.y + offset, sum, scale, shift, lanes);
-    }
-  }
-}
+// For a thread: with as many, packing all weights is little, and whole rows of y are better than parts of each.
+constexpr int64_t kManyPixels = 256;
 
 // Input rows (pixels) as the broadcast operand: converted, and gathered where the convolution is strided.
 template <typename S> void gather_pixels(const PointwiseArgs& args, int64_t first, int64_t count, Accumulator<S>* out) {
@@ -81,7 +37,7 @@ template <typename S> void gather_pixels(const PointwiseArgs& args, int64_t firs
   }
 }
 
-template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFunction<S> store) {
+template <typename S> void run_channels_last(const PointwiseArgs& args, const Store<S>& store) {
   using A = Accumulator<S>;
   constexpr int64_t kLanes = Vec<A>::kLanes;
   constexpr double kPackingCycles = 4.5;
@@ -90,7 +46,11 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
   const int64_t row_bytes = int64_t(sizeof(A)) * (C + O);
   const int64_t wanted = kBlockBytes / row_bytes;
   const int64_t block = wanted < 64 ? 64 : wanted;
-  const GemmSplit split = choose_split(pixels, ceil_div(O, kLanes), kPackingCycles, useful_threads(pixels * O * C));
+  const int64_t threads = useful_threads(pixels * O * C);
+  const GemmSplit split = pixels >= kManyPixels * threads
+                              ? GemmSplit{threads, 1}
+                              : choose_split(pixels, ceil_div(O, kLanes), kPackingCycles, threads);
+  const bool streams = is_streamed(args.y, O * int64_t(sizeof(S)), pixels);
   parallel_for(split.rows * split.vectors, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t row_part = part / split.vectors, vector_part = part % split.vectors;
@@ -123,11 +83,11 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, StoreFun
           const Target<S> to{at(static_cast<const A*>(args.scale), channel),
                              at(static_cast<const A*>(args.shift), channel),
                              at(static_cast<const S*>(args.residual), from * O + channel),
-                             static_cast<S*>(args.y) + from * O + channel, O, vectors, columns};
-          gemm_panel(rows, in_place ? args.x_stride : C, int64_t(1), count, panel, width, vectors, C, partial,
-                     [&](const A* tile, int64_t row, int64_t height) { store(to, tile, row, height); });
+                             static_cast<S*>(args.y) + from * O + channel, O, vectors, columns, streams};
+          multiply(Rows<A>{rows, in_place ? args.x_stride : C}, count, panel, width, C, partial, to, store);
         }
       }
+      if (streams) stream_fence();
     }
   });
 }
@@ -146,7 +106,7 @@ void gather_panel(const PointwiseArgs& args, const S* image, int64_t first, int6
       out[c * vectors * V::kLanes + i] = to_accumulator(image[c * args.H * args.W + offset[i]]);
 }
 
-template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> store) {
+template <typename S> void run_nchw(const PointwiseArgs& args, const Store<S>& store) {
   using A = Accumulator<S>;
   constexpr int64_t kLanes = Vec<A>::kLanes;
   constexpr double kPackingCycles = 2.5;
@@ -155,6 +115,7 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
   const bool dense = args.stride_h == 1 && args.stride_w == 1;
   const Panels panels(ceil_div(HW, kLanes));
   const int64_t units = args.N * panels.count;
+  const bool streams = is_streamed(args.y, HW * int64_t(sizeof(S)), args.N * O);
   const GemmSplit split = choose_split(O, units, kPackingCycles, useful_threads(args.N * HW * O * C));
   parallel_for(split.rows * split.vectors, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
@@ -183,10 +144,10 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
         const Target<S> to{at(static_cast<const A*>(args.scale), first_row),
                            at(static_cast<const A*>(args.shift), first_row),
                            at(static_cast<const S*>(args.residual), start),
-                           static_cast<S*>(args.y) + start, HW, vectors, columns};
-        gemm_panel(static_cast<const A*>(args.weight) + first_row * C, C, int64_t(1), rows, b, ldb, vectors, C, partial,
-                   [&](const A* tile, int64_t row, int64_t height) { store(to, tile, row, height); });
+                           static_cast<S*>(args.y) + start, HW, vectors, columns, streams};
+        multiply(Rows<A>{static_cast<const A*>(args.weight) + first_row * C, C}, rows, b, ldb, C, partial, to, store);
       }
+      if (streams) stream_fence();
     }
   });
 }
@@ -196,11 +157,7 @@ template <typename S> void run_nchw(const PointwiseArgs& args, StoreFunction<S> 
 void pointwise_forward_kernel(const PointwiseArgs& args) {
   dispatch_dtype(args.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    StoreFunction<S> store = nullptr;
-    dispatch_activation(args.activation, [&](auto functor) {
-      using F = decltype(functor);
-      store = args.layout == Layout::kNHWC ? store_tile<S, F, true> : store_tile<S, F, false>;
-    });
+    const Store<S> store = store_for<S>(args.activation, args.layout);
     if (args.layout == Layout::kNHWC) run_channels_last<S>(args, store);
     else run_nchw<S>(args, store);
   });

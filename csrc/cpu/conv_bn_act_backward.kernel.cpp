@@ -64,7 +64,7 @@ template <typename S> struct Task {
       const int64_t columns = args.C - column < width ? args.C - column : width;
       if (channels_last) pack_rows<S, A>(x + column, args.C, columns, vectors, count, packed);
       else pack_transposed<S, A>(x + column * args.HW, args.HW, columns, vectors, count, packed);
-      gemm_panel(a, row_stride, depth_stride, rows, packed, width, vectors, count, partial,
+      gemm_panel(Rows<A>{a, row_stride, depth_stride}, rows, packed, width, vectors, count, partial, Epilogue<A>{},
                  [&](const A* tile, int64_t row, int64_t height) {
                    for (int64_t m = 0; m < height; ++m) {
                      A* to = sum + (first_row + row + m) * args.C + column;

@@ -16,15 +16,15 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// x, or a copy of it with the strides of y. empty_like(x) has x's own strides exactly when x is dense and does not overlap.
+// x, or a copy of it with the strides of y. fresh_like(x) has x's own strides exactly when x is dense and does not overlap.
 inline Tensor with_strides_of(const Tensor& x, const Tensor& y) {
   if (same_strides(x, y)) return x;
-  Tensor copy = torch::stable::empty_like(y);
+  Tensor copy = fresh_like(y);
   return torch::stable::copy_(copy, x);
 }
 
 inline Tensor apply_activation(const Tensor& x, Activation kind) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = fresh_like(x);
   if (y.numel() == 0) return y;
   const Tensor dense = with_strides_of(x, y);
   activation_kernel_dispatch({dtype_of(x), kind, data(dense), nullptr, mutable_data(y), y.numel()});
@@ -33,7 +33,7 @@ inline Tensor apply_activation(const Tensor& x, Activation kind) {
 
 inline Tensor apply_activation_backward(const Tensor& grad, const Tensor& x, Activation kind) {
   STD_TORCH_CHECK(grad.numel() == x.numel() && grad.scalar_type() == x.scalar_type(), "fastcnn: grad must have the shape and dtype of x");
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = fresh_like(x);
   if (y.numel() == 0) return y;
   const Tensor dense_x = with_strides_of(x, y);
   const Tensor dense_grad = with_strides_of(grad, y);

@@ -108,60 +108,35 @@ struct Panels {
   }
 };
 
-// c[m][:] = (or +=, with add) sum over depth; c is dense, `kVectors` vectors a row. Each step asks for one more line
-// from `ahead` on, where the rows of the next tile lie: the hardware follows 14 short rows badly.
-template <typename A, int kRows, int kVectors>
-__attribute__((noinline)) void gemm_tile(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t ldb,
-                                         int64_t depth, A* c, bool add, const char* ahead, int64_t ahead_step) {
-  using V = Vec<A>;
-  V sum[kRows][kVectors];
-  if (add) {
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = V::load(c + (m * kVectors + v) * V::kLanes);
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    __builtin_prefetch(ahead + k * ahead_step);
-    V panel[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) panel[v] = V::load(b + v * V::kLanes);
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      const V value(a[m * row_stride]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = fma(value, panel[v], sum[m][v]);
-    }
-    a += depth_stride;
-    b += ldb;
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[m][v].store(c + (m * kVectors + v) * V::kLanes);
-}
+// The broadcast operand: value (m, k) lies at data + m * row_stride + k * depth_stride. Depth may come in segments, runs
+// of values segment_stride apart: the rows of a patch of a channels_last image.
+template <typename A> struct Rows {
+  const A* data;
+  int64_t row_stride, depth_stride = 1;
+  int64_t segments = 1, segment_stride = 0;
+};
 
+// What a tile does with its sums: y[m][:] = clamp(c * scale + shift + residual, low, high), rows ldy apart.
+enum class Ending { kPartial, kLanes, kRows };  // nothing: sums stay in c | scale and shift run along the lanes | the rows
+template <typename A> struct Epilogue {
+  Ending ending = Ending::kPartial;
+  const A* scale = nullptr;  // null: 1
+  const A* shift = nullptr;  // null: 0
+  const A* residual = nullptr;
+  A* y = nullptr;
+  int64_t ldy = 0, columns = 0;  // columns: valid ones of the panel
+  A low = 0, high = 0;
+  bool streams = false;  // see stream.h
+};
+
+// One tile: c[m][:] = (or +=, with add) the sum over `depth` values of each segment; c is dense, `vectors` vectors a
+// row. Then the epilogue, from registers. The tile asks for a line from `ahead` on, ahead_step further at each step.
+// Compiled in gemm.kernel.cpp.
 template <typename A>
-using TileFunction = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool, const char*, int64_t);
+using TileFunction = void (*)(const Rows<A>& a, const A* b, int64_t ldb, int64_t depth, A* c, bool add,
+                              const char* ahead, int64_t ahead_step, const Epilogue<A>& to);
 
-template <typename A, int kVectors, int kRows = tile_rows(kVectors)>
-FASTCNN_INLINE TileFunction<A> tile_with_rows(int rows) {
-  if constexpr (kRows == 1) return gemm_tile<A, 1, kVectors>;
-  else return rows == kRows ? gemm_tile<A, kRows, kVectors> : tile_with_rows<A, kVectors, kRows - 1>(rows);
-}
-
-template <typename A> TileFunction<A> tile_function(int rows, int vectors) {
-  switch (vectors) {
-    case 1:
-      return tile_with_rows<A, 1>(rows);
-    case 2:
-      return tile_with_rows<A, 2>(rows);
-    case 3:
-      return tile_with_rows<A, 3>(rows);
-    default:
-      return tile_with_rows<A, kMostVectors>(rows);
-  }
-}
+template <typename A> TileFunction<A> tile_function(int rows, int vectors, Ending ending);
 
 template <typename A> FASTCNN_INLINE int64_t depth_slices(int vectors, int64_t depth) {
   const int64_t most = kSliceBytes / int64_t(sizeof(A)) / (vectors * Vec<A>::kLanes);
@@ -174,29 +149,40 @@ template <typename A> FASTCNN_INLINE int64_t partial_size(int64_t rows, int64_t 
   return (sliced && rows > kMostRows ? rows : kMostRows) * kMostVectors * Vec<A>::kLanes;
 }
 
-// rows x one panel. finish(tile, first_row, rows) receives each complete tile, dense, once.
+// rows x one panel; `depth` values a segment. With an epilogue the results are written; without, finish(tile,
+// first_row, rows) receives each complete tile, dense, once.
 template <typename A, typename Finish>
-FASTCNN_INLINE void gemm_panel(const A* a, int64_t row_stride, int64_t depth_stride, int64_t rows, const A* b,
-                               int64_t ldb, int vectors, int64_t depth, A* partial, Finish&& finish) {
+FASTCNN_INLINE void gemm_panel(const Rows<A>& a, int64_t rows, const A* b, int64_t ldb, int vectors, int64_t depth,
+                               A* partial, const Epilogue<A>& to, Finish&& finish) {
   const int64_t tiles = ceil_div(rows, tile_rows(vectors));
-  const int64_t slices = depth_slices<A>(vectors, depth);
+  const int64_t slices = a.segments > 1 ? 1 : depth_slices<A>(vectors, depth);
   const int64_t width = vectors * Vec<A>::kLanes;
-  const int64_t smallest = tiles == 0 ? 0 : rows / tiles;
-  const TileFunction<A> usual = tile_function<A>(int(smallest), vectors);  // tiles are of this height or one more
-  const TileFunction<A> higher = rows > smallest * tiles ? tile_function<A>(int(smallest) + 1, vectors) : usual;
+  const int64_t smallest = tiles == 0 ? 0 : rows / tiles;  // tiles are of this height or one more
+  Rows<A> from = a;
+  Epilogue<A> here = to;
   for (int64_t slice = 0; slice < slices; ++slice) {
     const int64_t k = depth * slice / slices;
     const int64_t part = depth * (slice + 1) / slices - k;
+    const bool dense = a.row_stride == part, last = slice + 1 == slices;
+    const Ending ending = last ? to.ending : Ending::kPartial;
+    const TileFunction<A> usual = tile_function<A>(int(smallest), vectors, ending);
+    const TileFunction<A> higher =
+        rows > smallest * tiles ? tile_function<A>(int(smallest) + 1, vectors, ending) : usual;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t row = rows * tile / tiles;
       const int64_t height = rows * (tile + 1) / tiles - row;
       A* c = slices == 1 ? partial : partial + row * width;
-      const A* from = a + row * row_stride + k * depth_stride;
-      const bool dense = row_stride == part;
-      (height == smallest ? usual : higher)(from, row_stride, depth_stride, b + k * ldb, ldb, part, c, slice > 0,
-                                            reinterpret_cast<const char*>(dense ? from + height * row_stride : from),
-                                            dense ? kLine : 0);
-      if (slice + 1 == slices) finish(c, row, height);
+      from.data = a.data + row * a.row_stride + k * a.depth_stride;
+      if (ending != Ending::kPartial) {
+        here.y = to.y + row * to.ldy;
+        if (to.residual != nullptr) here.residual = to.residual + row * to.ldy;
+        if (ending == Ending::kRows && to.scale != nullptr) here.scale = to.scale + row;
+        if (ending == Ending::kRows && to.shift != nullptr) here.shift = to.shift + row;
+      }
+      const A* ahead = dense ? from.data + height * a.row_stride : from.data;
+      (height == smallest ? usual : higher)(from, b + k * ldb, ldb, part, c, slice > 0,
+                                            reinterpret_cast<const char*>(ahead), dense ? kLine : 0, here);
+      if (last && ending == Ending::kPartial) finish(c, row, height);
     }
   }
 }

@@ -76,9 +76,6 @@ FASTCNN_INLINE __mmask16 operator>(VecF a, VecF b) { return _mm512_cmp_ps_mask(a
 FASTCNN_INLINE __mmask16 operator<=(VecF a, VecF b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
 FASTCNN_INLINE VecF select(__mmask16 m, VecF yes, VecF no) { return _mm512_mask_blend_ps(m, no.v, yes.v); }
 FASTCNN_INLINE VecF round_nearest(VecF x) { return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-FASTCNN_INLINE VecF power_of_two(VecF n) {  // 2^n for integral n in [-126, 127]
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23));
-}
 
 #elif defined(__AVX2__)
 
@@ -168,10 +165,14 @@ namespace fastcnn {
 inline namespace FASTCNN_ISA {
 
 #if defined(__AVX2__)
-// e^x within 2 ulp: x = n ln2 + r, |r| <= ln2 / 2, and a degree-6 polynomial in r (Cephes' coefficients). Overflows to Inf from 88.73 on,
-// flushes to 0 below -87.34, keeps NaN.
+// e^x = 2^n e^r within 2 ulp: x = n ln2 + r, |r| <= ln2 / 2, and a degree-6 polynomial in r (Cephes' coefficients). Inf from 88.73 on, NaN
+// stays; below -87.34 AVX-512 goes through the subnormals to 0, AVX2 to 0 at once.
 FASTCNN_INLINE VecF exponential(VecF x) {
+#if defined(__AVX512F__)
+  const VecF limited = clamp(x, VecF(-104.f), VecF(89.f));  // both ends saturate in scalef
+#else
   const VecF limited = clamp(x, VecF(-87.33654f), VecF(88.72283f));
+#endif
   const VecF n = round_nearest(limited * VecF(1.44269504088896341f));
   VecF r = fma(n, VecF(-0.693359375f), limited);
   r = fma(n, VecF(2.12194440e-4f), r);
@@ -182,9 +183,13 @@ FASTCNN_INLINE VecF exponential(VecF x) {
   p = fma(p, r, VecF(1.6666665459e-1f));
   p = fma(p, r, VecF(5.0000001201e-1f));
   p = fma(p, r * r, r + VecF(1));
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p.v, n.v);
+#else
   const VecF half_power = power_of_two(clamp(n - VecF(1), VecF(-126), VecF(126)));  // n may be 128: scale in two steps
   const VecF result = p * half_power * VecF(2);
   return select(x > VecF(88.72283f), VecF(__builtin_inff()), select(x < VecF(-87.33654f), VecF(0), result));
+#endif
 }
 #endif
 

@@ -29,6 +29,8 @@ Layout layout_of(const Tensor& x);
 
 // A new [N, C, H, W] tensor of x's dtype and device in the given memory format.
 Tensor empty_4d(const Tensor& x, int64_t N, int64_t C, int64_t H, int64_t W, Layout layout);
+// torch's empty_like: x's own strides exactly when x is dense and does not overlap.
+Tensor fresh_like(const Tensor& x);
 Tensor empty_1d(const Tensor& like, int64_t size);
 Tensor empty_1d(const Tensor& like, int64_t size, torch::headeronly::ScalarType dtype);
 inline Tensor no_tensor(const Tensor& like) { return empty_1d(like, 0); }
@@ -39,6 +41,10 @@ Tensor as_layout(const Tensor& x, Layout layout);
 Tensor as_contiguous(const Tensor& x);
 // A per-channel vector in the accumulator's dtype (float, double for double): x itself or a converted copy.
 Tensor as_accumulator(const Tensor& x, Dtype compute);
+
+// Elements from pixel to pixel (NHWC) or image to image (NCHW) when x is a range of the channels of a tensor that is
+// dense in this layout, as a split of channels gives; else 0.
+int64_t channel_slice_stride(const Tensor& x, Layout layout);
 
 // Resolves sizes, SAME padding and output size; checks only what memory safety needs (the Python page has named the user's mistakes).
 ConvGeometry conv_geometry(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,

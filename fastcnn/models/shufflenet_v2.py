@@ -3,13 +3,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastcnn.models.blocks import ConvBNChain, pool_flatten
 from fastcnn.models.registry import register
 from fastcnn.nn import ConvBNAct
-from fastcnn.ops import channel_shuffle
+from fastcnn.ops import channel_shuffle_concat
 
 REPEATS = [4, 8, 4]  # table 5: units of stages 2, 3 and 4, the first of each with stride 2
 
@@ -49,7 +48,7 @@ class ShuffleUnit(nn.Module):
         else:
             by, through = x.chunk(2, dim=1)
             through = self.branch2(through)
-        return channel_shuffle(torch.cat((by, through), dim=1), 2)
+        return channel_shuffle_concat(by, through)
 
 
 class ShuffleNetV2(nn.Module):

@@ -3,12 +3,12 @@
 
 from .activation import activation, hardsigmoid, relu, relu6, sigmoid, silu
 from .batch_norm_act import batch_norm_act
-from .channel_shuffle import channel_shuffle
+from .channel_shuffle import channel_shuffle, channel_shuffle_concat
 from .conv_bn_act import conv_bn_act
 from .depthwise_conv2d import depthwise_conv2d
 from .global_avg_pool import global_avg_pool
 from .hardswish import hardswish
 from .se_scale import se_scale
 
-__all__ = ["activation", "batch_norm_act", "channel_shuffle", "conv_bn_act", "depthwise_conv2d", "global_avg_pool",
+__all__ = ["activation", "batch_norm_act", "channel_shuffle", "channel_shuffle_concat", "conv_bn_act", "depthwise_conv2d", "global_avg_pool",
            "hardsigmoid", "hardswish", "relu", "relu6", "se_scale", "sigmoid", "silu"]

@@ -62,3 +62,48 @@ def channel_shuffle(x: Tensor, groups: int, inverse: bool = False) -> Tensor:
     if len(shape) == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
         return _op(x.flatten(3), groups).view(shape)
     return _op(x, groups)
+
+
+def channel_shuffle_concat_reference(x1: Tensor, x2: Tensor) -> Tensor:
+    shape = (x1.shape[0], 2 * x1.shape[1], *x1.shape[2:])
+    return _checks.empty_like_format(x1, shape).copy_(torch.stack((x1, x2), dim=2).flatten(1, 2))
+
+
+def _concat_fake(x1: Tensor, x2: Tensor) -> Tensor:
+    return _checks.empty_like_format(x1, (x1.shape[0], 2 * x1.shape[1], *x1.shape[2:]))
+
+
+def _concat_backward(needs: tuple, inputs: list, outputs: tuple, grads: tuple) -> tuple[Tensor, Tensor]:
+    grad = grads[0]
+    return _op(grad, _inverse(grad, 2)).chunk(2, dim=1)
+
+
+_concat = register("channel_shuffle_concat", channel_shuffle_concat_reference, _concat_fake)
+register_autograd(_concat, _concat_backward, channel_shuffle_concat_reference, drop=lambda *inputs: (0, 1))
+
+
+def channel_shuffle_concat(x1: Tensor, x2: Tensor) -> Tensor:
+    """``channel_shuffle(torch.cat((x1, x2), 1), groups=2)`` in one pass: channels ``2 i`` are those of ``x1``, ``2 i + 1`` of ``x2``.
+
+    The end of a ShuffleNetV2 unit. A half of a split (``x.chunk(2, dim=1)``) is read where it lies.
+
+    Args:
+        x1, x2: ``[N, C, H, W]``, one shape, dtype and device.
+    Returns: ``[N, 2 C, H, W]``; a copy, bitwise equal up to order.
+    Memory format: that of ``x1``. Dtypes: float32, float64, float16, bfloat16. Determinism: bitwise.
+    Raises: ValueError for other ranks, shapes or devices; TypeError for another dtype or a tensor that is not dense and floating.
+    Source: ShuffleNetV2, arXiv:1807.11164, figure 3.
+
+    >>> fastcnn.ops.channel_shuffle_concat(torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
+    name = "channel_shuffle_concat"
+    _checks.check_input(name, "x1", x1, 4)
+    _checks.check_input(name, "x2", x2, 4)
+    if x2.shape != x1.shape:
+        raise ValueError(f"{name}: x2 must have the shape of x1, {_checks.shape_text(x1)}, got {_checks.shape_text(x2)}")
+    if x2.dtype != x1.dtype:
+        raise TypeError(f"{name}: x2 must have the dtype of x1, {x1.dtype}, got {x2.dtype}")
+    if x2.device != x1.device:
+        raise ValueError(f"{name}: x2 must be on the device of x1, {x1.device}, got {x2.device}")
+    return _concat(x1, x2)

@@ -154,6 +154,9 @@ MUTANTS: dict[str, Mutant] = {
     "conv-residual-after": Mutant("conv_bn_act", _residual_after(7, 13)),
     "conv-stride-swapped": Mutant("conv_bn_act", _changed(8, lambda s: s[::-1])),
     "shuffle-groups-inverted": Mutant("channel_shuffle", _inverted_groups),
+    "shuffle-concat-swapped": Mutant(
+        "channel_shuffle_concat", lambda right, x1, x2: right(x2, x1), "channel_shuffle"
+    ),
     "se-gate-wrong": Mutant("se_scale", _wrong_gate),
 }
 # beyond the list of STYLE.md: for the long form

@@ -185,6 +185,7 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[tuple]]] = {
     "hardswish": lambda m: iter([(m.map(),)]),
     "hardswish_backward": lambda m: iter([(m.map(), m.map())]),
     "channel_shuffle": _channel_shuffle,
+    "channel_shuffle_concat": lambda m: iter([(m.map(), m.map())]),
     "global_avg_pool": lambda m: iter([(m.map(),)]),
     "global_avg_pool_backward": lambda m: iter([(m.map(*m.shape[:2], 1, 1), m.map())]),
     "se_scale": _se_scale,

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastcnn.ops import channel_shuffle
+from fastcnn.ops import channel_shuffle, channel_shuffle_concat
 from fastcnn.testing import DTYPES, LAYOUTS, Guarded, arrange, assert_format
 from tests import instruction_sets
 from tests.cross import exact
@@ -128,7 +128,92 @@ def test_opcheck(layout):
     torch.library.opcheck(torch.ops.fastcnn.channel_shuffle.default, (x, 3))
 
 
+CONCATS = {
+    "shufflenet-v2": (2, 58, 14, 14),
+    "odd": (3, 7, 5, 3),
+    "one-channel": (2, 1, 4, 4),
+    "one-pixel": (4, 24, 1, 1),
+    "one-image": (1, 12, 6, 5),
+    "empty-batch": (0, 6, 4, 4),
+    "no-channels": (2, 0, 4, 4),
+    "no-pixels": (2, 6, 0, 4),
+}
+concats = pytest.mark.parametrize("shape", CONCATS.values(), ids=CONCATS)
+
+
+@concats
+@formats
+@dtypes
+def test_value_of_concat_is_the_shuffle_of_the_concat(shape, layout, dtype):
+    x1, x2 = (arrange(torch.randn(shape, dtype=torch.float64).to(dtype), layout) for _ in range(2))
+    y = channel_shuffle_concat(x1, x2)
+    assert torch.equal(y, exact.channel_shuffle(torch.cat((x1, x2), 1), 2)) and y.dtype is dtype
+    if y.numel():
+        assert_format(y, x1)
+
+
+@concats
+@formats
+def test_value_of_concat_on_halves_and_other_strides(shape, layout):
+    n, c, h, w = shape
+    both = arrange(torch.randn(n, 2 * c, h, w), layout)
+    by, through = both.chunk(2, dim=1) if c else (both, both)
+    other = arrange(torch.randn(shape), "nchw" if layout == "channels_last" else "channels_last")
+    padded = torch.randn(n, c, h + 1, w + 2)[:, :, 1:, 1:-1]
+    for x1, x2 in ((by, through), (through, by), (by, other), (other, through), (padded, by), (by[..., :1], padded[..., :1])):
+        assert torch.equal(channel_shuffle_concat(x1, x2), exact.channel_shuffle(torch.cat((x1, x2), 1), 2))
+
+
+@formats
+@pytest.mark.parametrize("channels", range(1, 40))
+def test_value_of_concat_at_every_tail(channels, layout):
+    guards = [Guarded(arrange(torch.randn(2, channels, 2, 3), layout)) for _ in range(2)]
+    y = channel_shuffle_concat(*(g.x for g in guards))
+    assert torch.equal(y, exact.channel_shuffle(torch.cat([g.x for g in guards], 1), 2))
+    for guard in guards:
+        guard.check()
+
+
+@formats
+def test_concat_gradients_and_opcheck(layout):
+    x1, x2 = (arrange(torch.randn(2, 3, 3, 2, dtype=torch.float64), layout).requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(channel_shuffle_concat, (x1, x2))
+    assert torch.autograd.gradgradcheck(channel_shuffle_concat, (x1, x2))
+    y = channel_shuffle_concat(x1, x2)
+    grads = torch.autograd.grad(y, (x1, x2), y.detach())
+    assert torch.equal(grads[0], x1) and torch.equal(grads[1], x2)
+    torch.library.opcheck(torch.ops.fastcnn.channel_shuffle_concat.default, (x1, x2))
+
+
+@formats
+def test_concat_is_the_same_for_every_number_of_threads(layout):
+    x1, x2 = (arrange(torch.randn(4, 58, 28, 28), layout) for _ in range(2))
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(channel_shuffle_concat(x1, x2))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 X = torch.ones(1, 6, 2, 2)
+CONCAT_ERRORS = {
+    "shape": (X, X[:, :4], ValueError, r"x2 must have the shape of x1, \[1, 6, 2, 2\], got \[1, 4, 2, 2\]"),
+    "broadcast": (X, X[..., :1], ValueError, "x2 must have the shape of x1"),
+    "rank": (X[0], X[0], ValueError, "x1 must have 4 dimensions"),
+    "dtype": (X, X.half(), TypeError, "x2 must have the dtype of x1, torch.float32, got torch.float16"),
+    "integers": (X, X.int(), TypeError, "x2 must be float32, float64, float16 or bfloat16, got int32"),
+    "device": (X, X.to("meta"), ValueError, "x2 must be on the device of x1, cpu, got meta"),
+    "list": (X, [1.0], TypeError, "x2 must be a Tensor, got list"),
+}
+
+
+@pytest.mark.parametrize(("x1", "x2", "kind", "words"), CONCAT_ERRORS.values(), ids=CONCAT_ERRORS)
+def test_a_wrong_argument_of_concat_is_named(x1, x2, kind, words):
+    with pytest.raises(kind, match=f"^channel_shuffle_concat: {words}"):
+        channel_shuffle_concat(x1, x2)
+
+
 ERRORS = {
     "not-a-divisor": (X, 4, ValueError, "groups must be positive and divide C = 6, got 4"),
     "zero": (X, 0, ValueError, "groups must be positive and divide C = 6, got 0"),
