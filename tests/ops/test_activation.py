@@ -2,17 +2,14 @@
 """relu, relu6, hardswish, hardsigmoid, silu, sigmoid and identity, elementwise."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import fastcnn
-from fastcnn import _library
 from fastcnn.testing import DTYPES, LAYOUTS, Guarded, arrange, assert_close_fp64, away_from_knots
+from tests import instruction_sets
 from tests.cross import exact
 
 TORCH = {
@@ -122,49 +119,27 @@ def test_gradient_on_both_sides_of_each_knot(kind, dtype):
     torch.testing.assert_close(*gradients, rtol=step, atol=step)
 
 
-TAILS = """
-import sys, torch, fastcnn
-from fastcnn import _library
-from fastcnn.testing import DTYPES, Guarded, assert_close_fp64
-from tests.cross import exact
-assert _library.isa_active() == sys.argv[1], _library.isa_active()
-torch.manual_seed(0)
-count = 0
-for dtype in DTYPES:
-    for kind in exact.KINDS:
-        for length in range(68):
-            x = (torch.randn(length, dtype=torch.float64) * 4).to(dtype)
-            grad = torch.randn(length, dtype=torch.float64).to(dtype)
-            guards = Guarded(x), Guarded(grad)
-            y = torch.ops.fastcnn.activation(guards[0].x, kind)
-            slope = torch.ops.fastcnn.activation_backward(guards[1].x, guards[0].x, kind)
-            x64 = x.double().requires_grad_()
-            wanted = exact.activation(x64, kind)
-            wanted_slope, = torch.autograd.grad(wanted, x64, grad.double())
-            assert_close_fp64(y, wanted, magnitude=wanted.detach().abs(), label=f"{kind} {length}")
-            assert_close_fp64(slope, wanted_slope, magnitude=2 * grad.double().abs(), label=f"{kind} {length} backward")
-            for guard in guards:
-                guard.check()
-            count += 1
-print(count)
-"""
+@kinds
+@dtypes
+def test_value_at_every_tail(kind, dtype):
+    for length in (*range(68), *range(124, 135)):  # below, at and above one unrolled step of every instruction set
+        x = (torch.randn(length, dtype=torch.float64) * 4).to(dtype)
+        grad = torch.randn(length, dtype=torch.float64).to(dtype)
+        guards = Guarded(x), Guarded(grad)
+        y = torch.ops.fastcnn.activation(guards[0].x, kind)
+        slope = torch.ops.fastcnn.activation_backward(guards[1].x, guards[0].x, kind)
+        x64 = x.double().requires_grad_()
+        wanted = exact.activation(x64, kind)
+        (wanted_slope,) = torch.autograd.grad(wanted, x64, grad.double())
+        assert_close_fp64(y, wanted, magnitude=wanted.detach().abs(), label=f"{kind} {length}")
+        assert_close_fp64(slope, wanted_slope, magnitude=2 * grad.double().abs(), label=f"{kind} {length} backward")
+        for guard in guards:
+            guard.check()
 
 
-@pytest.mark.parametrize("isa", _library.ISAS)
-def test_every_tail_length_on_each_instruction_set(isa):
-    machine = _library.isa_machine()
-    assert machine is not None, f"the compiled library is not loaded: {_library.CPU.reason}"
-    if _library.ISAS.index(isa) > _library.ISAS.index(machine):
-        pytest.skip(f"this machine's best is {machine}")
-    run = subprocess.run(
-        [sys.executable, "-c", TAILS, isa],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "FASTCNN_CPU_ISA": isa},
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert int(run.stdout) == len(DTYPES) * len(exact.KINDS) * 68
+@instruction_sets.each
+def test_on_the_other_instruction_sets(isa):
+    instruction_sets.rerun(__file__, isa, "not other_instruction_sets")
 
 
 PERMUTED = {

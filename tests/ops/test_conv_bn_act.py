@@ -3,9 +3,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,9 +10,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcnn
-from fastcnn import _library
 from fastcnn.ops import conv_bn_act
 from fastcnn.testing import DTYPES, LAYOUTS, Case, Guarded, arrange, assert_close_fp64, assert_format
+from tests import instruction_sets
 from tests.cross import exact
 
 NO_PAD = (0, 0, 0, 0)
@@ -271,32 +268,10 @@ def test_flops_are_those_of_the_convolution():
     assert counter.get_total_flops() == 3 * 2 * 2 * 12 * 36 * 8
 
 
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
-def test_on_every_instruction_set(isa):
-    machine = _library.isa_machine()
-    if machine is None or _library.ISAS.index(isa) > _library.ISAS.index(machine) or os.environ.get("FASTCNN_CPU_ISA"):
-        pytest.skip(f"the compiled kernels for {isa} do not run here, or this run is for one set already")
-    folder = os.path.dirname(__file__)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        f"{folder}/test_conv_bn_act_training.py",
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "FASTCNN_CPU_ISA": isa},
-        cwd=os.path.join(folder, "..", ".."),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+@instruction_sets.each
+def test_on_the_other_instruction_sets(isa):
+    for part in ("", "_large", "_training"):
+        instruction_sets.rerun(__file__.replace(".py", f"{part}.py"), isa, "not other_instruction_sets")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

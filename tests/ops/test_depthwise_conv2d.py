@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """depthwise_conv2d: forward and gradients against float64 on awkward shapes, memory, autocast, errors, every build."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcnn import _library
 from fastcnn.ops import depthwise_conv2d
 from fastcnn.testing import (
     DEPTHWISE_CASES,
@@ -23,6 +18,7 @@ from fastcnn.testing import (
     assert_format,
     away_from_knots,
 )
+from tests import instruction_sets
 from tests.cross import exact
 
 
@@ -268,26 +264,6 @@ def test_errors_name_the_argument(changes, error, text):
         depthwise_conv2d(**{"x": X, "weight": WEIGHT, **changes})
 
 
-@pytest.mark.parametrize("isa", _library.ISAS)
-def test_every_build_of_the_kernels(isa):
-    machine = _library.isa_machine()
-    if machine is None or _library.ISAS.index(isa) > _library.ISAS.index(machine) or os.environ.get("FASTCNN_CPU_ISA"):
-        pytest.skip(f"the machine has {machine}, or one build is being tested already")
-    if isa == machine:
-        return  # this very process ran it
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "float64 and not float16",
-        __file__,
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "FASTCNN_CPU_ISA": isa}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+@instruction_sets.each
+def test_on_the_other_instruction_sets(isa):
+    instruction_sets.rerun(__file__, isa, "float64 and not float16")
