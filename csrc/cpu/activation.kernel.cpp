@@ -6,15 +6,18 @@
 #include "activation.h"
 
 #include "../common/dispatch.h"
+#include "../common/shape.h"
 #include "parallel.h"
 #include "simd.h"
+#include "stream.h"
 #include "unroll.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
 namespace {
 
-constexpr int64_t kGrain = 32768;
+constexpr int64_t kBlock = 1024;  // elements, whole lines: no line has two writers
+constexpr int64_t kGrain = 32 * kBlock;
 constexpr int kUnroll = 4;  // vectors: their exponentials and divisions overlap
 
 template <typename S, typename F> void run(const ActivationArgs& args, F functor) {
@@ -22,13 +25,20 @@ template <typename S, typename F> void run(const ActivationArgs& args, F functor
   const S* x = static_cast<const S*>(args.x);
   const S* grad = static_cast<const S*>(args.grad);
   S* y = static_cast<S*>(args.y);
-  parallel_for(args.count, kGrain, [&](int64_t begin, int64_t end) {
-    int64_t i = begin;
+  const bool streams = grad == nullptr && is_streamed(y, kBlock * int64_t(sizeof(S)), args.count / kBlock);
+  parallel_for(ceil_div(args.count, kBlock), kGrain / kBlock, [&](int64_t first, int64_t last) {
+    int64_t i = first * kBlock;
+    const int64_t end = last * kBlock < args.count ? last * kBlock : args.count;
     if (grad == nullptr) {
       for (; i + kUnroll * V::kLanes <= end; i += kUnroll * V::kLanes)
-        unroll<kUnroll>([&](auto u) FASTCNN_UNROLLED { functor(V::load(x + i + u * V::kLanes)).store(y + i + u * V::kLanes); });
+        unroll<kUnroll>([&](auto u) FASTCNN_UNROLLED {
+          const V v = functor(V::load(x + i + u * V::kLanes));
+          if (streams) stream(v, y + i + u * V::kLanes);
+          else v.store(y + i + u * V::kLanes);
+        });
       for (; i + V::kLanes <= end; i += V::kLanes) functor(V::load(x + i)).store(y + i);
       if (i < end) functor(V::load(x + i, int(end - i))).store(y + i, int(end - i));
+      if (streams) stream_fence();
     } else {
       for (; i + V::kLanes <= end; i += V::kLanes) (V::load(grad + i) * functor.derivative(V::load(x + i))).store(y + i);
       if (i < end) {

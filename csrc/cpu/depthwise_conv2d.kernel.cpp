@@ -71,6 +71,7 @@ template <typename S> void forward_nhwc(const DepthwiseArgs& args) {
   const S* residual = static_cast<const S*>(args.residual);
   const auto channel = [&](int64_t block) { return block * kLanes <= g.C - lanes ? block * kLanes : g.C - lanes; };
   const bool far = g.H * g.W * g.C * int64_t(sizeof(S)) > kFarImage;
+  const bool streams = is_streamed(args.y, g.C * int64_t(sizeof(S)), g.N * g.Ho * g.Wo);
   // a chunk is outermost: its weights are packed once a thread
   const int64_t grain = grain_of(tile.rows * g.Wo * taps * ceil_div(blocks, chunks) * kLanes);
   parallel_for(chunks * g.N * row_blocks, grain, [&](int64_t begin, int64_t end) {
@@ -90,10 +91,11 @@ template <typename S> void forward_nhwc(const DepthwiseArgs& args) {
           const int64_t c = channel(block);
           const A* weight = packed + (block - first) * block_size;
           tile.strip({g, args.activation, x + c, residual == nullptr ? nullptr : residual + out + c,
-                      static_cast<S*>(args.y) + out + c, weight, lanes, far},
+                      static_cast<S*>(args.y) + out + c, weight, lanes, far, streams},
                      item % row_blocks * tile.rows, wo);
         }
     }
+    if (streams) stream_fence();
   });
 }
 
@@ -242,7 +244,7 @@ template <typename S> void forward_nchw_transposed(const DepthwiseArgs& args) {
       }
       for (int64_t r = 0; r < band.Ho; r += tile.rows)
         for (int64_t wo = 0; wo < g.Wo; wo += tile.columns)
-          tile.strip({band, args.activation, x, added, y, packed, kLanes, false}, r, wo);
+          tile.strip({band, args.activation, x, added, y, packed, kLanes, false, false}, r, wo);
       scatter_planes(y, g.Ho * g.Wo, band.Ho * g.Wo, int(block * kLanes - c),
                      static_cast<S*>(args.y) + (plane * g.Ho + ho) * g.Wo);
     }

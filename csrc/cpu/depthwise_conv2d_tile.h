@@ -6,6 +6,7 @@
 #include "../common/dispatch.h"
 #include "../common/shape.h"
 #include "simd.h"
+#include "stream.h"
 #include "unroll.h"
 
 namespace fastcnn {
@@ -46,6 +47,7 @@ template <typename S> struct Nhwc {
   const Accumulator<S>* packed;  // shift, then the taps, kLanes each
   int lanes;                     // channels to touch, below kLanes only in the general tile
   bool far;                      // x comes from beyond L2
+  bool streams;                  // y goes past the caches, see stream.h
 };
 
 template <typename S> constexpr int kZeroLanes = VecOf<S>::kLanes;
@@ -69,6 +71,8 @@ FASTCNN_INLINE void finish(const Nhwc<S>& job, VecOf<S> (&sum)[kRows * kStrip], 
     if (!exists(i)) return;
     if constexpr (kPartial)
       sum[i].store(job.y + at(i), job.lanes);
+    else if (job.streams)
+      stream(sum[i], job.y + at(i));
     else
       sum[i].store(job.y + at(i));
   });

@@ -9,10 +9,10 @@
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
 
-// Of y, `rows` of row_bytes each: larger than the L2 of two cores, and every row on a line of its own.
+// Of y, `rows` of row_bytes each: as large as most of the L2 of two cores, and every row on a line of its own.
 FASTCNN_INLINE bool is_streamed(const void* y, int64_t row_bytes, int64_t rows) {
 #if defined(__AVX2__)
-  constexpr int64_t kLeast = int64_t(4) << 20, kLine = 64;
+  constexpr int64_t kLeast = int64_t(3) << 20, kLine = 64;
   return row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(y) % kLine == 0 && row_bytes * rows >= kLeast;
 #else
   (void)y, (void)row_bytes, (void)rows;

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _checks
+from . import _checks, _usual
 from . import _conv_bn_act_reference as reference
 from ._register import no_double_backward, register, register_autocast, register_autograd
 
@@ -70,44 +69,6 @@ register_autograd(_op_train, _backward_train, reference.differentiable_train, ou
 no_double_backward(_op_backward)
 for _each in (_op, _op_train):
     register_autocast(_each, cast=(0, 1, 7))
-
-# What nearly every layer of a network passes. _usual accepts it in a few comparisons; the rest, right or wrong, goes
-# through _check, which takes several times as long and words the errors.
-_STRIDES = frozenset(((1, 1), (2, 2)))
-_PADDINGS = {(p, p): (p, p, p, p) for p in range(4)}
-
-
-def _usual(x, weight, vectors, residual, stride, padding, dilation, groups, eps, activation) -> tuple[int, ...] | None:
-    """The four paddings of an eval call that is certainly right, else None."""
-    if type(stride) is not tuple or type(padding) is not tuple or stride not in _STRIDES or dilation != (1, 1):
-        return None
-    shape, kernel, dtype, four = x.shape, weight.shape, x.dtype, _PADDINGS.get(padding)
-    if four is None or len(shape) != 4 or len(kernel) != 4 or activation not in _checks.ACTIVATIONS:
-        return None
-    if weight.dtype is not dtype or dtype not in _checks.FLOATING:
-        return None
-    if type(groups) is not int or groups < 1 or kernel[1] * groups != shape[1] or kernel[0] % groups:
-        return None
-    height, width = shape[2] + 2 * four[2] - kernel[2], shape[3] + 2 * four[0] - kernel[3]
-    if 0 in shape[1:] or 0 in kernel or forward_ad._current_level >= 0:
-        return None
-    if height < 0 or width < 0 or kernel[2] < 1 or kernel[3] < 1 or not 0.0 <= eps < math.inf:
-        return None
-    if x.layout is not torch.strided or weight.layout is not torch.strided or not x.is_cpu or not weight.is_cpu:
-        return None
-    channels = kernel[:1]
-    for vector in vectors:
-        if vector is not None and (vector.shape != channels or vector.dtype is not dtype or not vector.is_cpu):
-            return None
-    bn_weight, bn_bias, mean, var, _ = vectors
-    if (mean is None) is not (var is None) or mean is None and (bn_weight is not None or bn_bias is not None):
-        return None
-    if residual is not None:
-        wanted = (shape[0], kernel[0], height // stride[0] + 1, width // stride[1] + 1)
-        if residual.shape != wanted or residual.dtype is not dtype or not residual.is_cpu:
-            return None
-    return four
-
 
 def _check(x, weight, vectors, residual, stride, padding, dilation, groups, training, momentum, eps, activation):
     """(stride, padding, dilation) as the ops take them, or the error that names the argument."""
@@ -194,14 +155,12 @@ def conv_bn_act(
     [3.5, 0.0]
     """
     vectors = (bn_weight, bn_bias, running_mean, running_var, bias)
-    if not training:
-        try:
-            four = _usual(x, weight, vectors, residual, stride, padding, dilation, groups, eps, activation)
-        except (AttributeError, TypeError):  # not a tensor, not a number: _check says which
-            four = None
-        if four is not None:
-            return _op(x, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual, stride, four, dilation,
-                       groups, eps, activation)  # fmt: skip
+    if not training and (running_mean is None) is (running_var is None) and type(eps) is float and 0.0 <= eps < math.inf:
+        normal = running_mean is not None or (bn_weight is None and bn_bias is None)
+        usual = normal and _usual.convolution(x, weight, vectors, residual, stride, padding, dilation, groups, activation)
+        if usual:
+            return _op(x, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual, *usual, groups, eps,
+                       activation)  # fmt: skip
     stride, padding, dilation = _check(x, weight, vectors, residual, stride, padding, dilation, groups, training,
                                        momentum, eps, activation)  # fmt: skip
     if not training:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _usual
 from ._register import no_double_backward, register, register_autocast, register_autograd
 from .activation import activation_backward_reference, activation_reference
 
@@ -218,6 +218,9 @@ def depthwise_conv2d(
     >>> y.flatten().tolist()
     [0.0, 22.0]
     """
+    usual = _usual.convolution(x, weight, (bias,), residual, stride, padding, dilation, None, activation)
+    if usual:
+        return _op(x, weight, bias, residual, *usual, activation)
     if isinstance(x, Tensor) and x.dim() == 3:
         if isinstance(residual, Tensor):
             residual = residual.unsqueeze(0)

@@ -92,6 +92,7 @@ OF_A_MAP: dict[str, Callable[[Tensor], Tensor]] = {
     "conv_bn_act": lambda x: conv("conv_bn_act", x),
     "batch_norm_act": lambda x: ops.batch_norm_act(x, VECTOR, VECTOR),
     "channel_shuffle": lambda x: ops.channel_shuffle(x, 2),
+    "channel_shuffle_concat": lambda x: ops.channel_shuffle_concat(x, x),
     "se_scale": lambda x: ops.se_scale(x, *SE),
     "global_avg_pool": ops.global_avg_pool,
 }
