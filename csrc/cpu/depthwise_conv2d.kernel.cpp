@@ -34,7 +34,7 @@ constexpr int64_t kPlaneElements = 6144;            // half of a 48 KiB L1 in fl
 constexpr int64_t kBandBytes = int64_t(256) << 10;  // NCHW: of a band of rows, transposed: it stays in L2
 constexpr int64_t kBandLeast = 4;                   // rows of output
 constexpr int64_t kChunkBlocks = 64;  // channel vectors whose packed weights a thread holds, 40 KiB for 3x3 on AVX-512
-constexpr int64_t kFarImage = 1 << 20;  // bytes of an image that is not expected in L2
+constexpr int64_t kFarInput = 2 << 20;  // bytes of x that are not expected in L2
 
 int64_t grain_of(int64_t macs_per_item) { return macs_per_item > 0 ? ceil_div(kGrainMacs, macs_per_item) : 1; }
 
@@ -70,7 +70,7 @@ template <typename S> void forward_nhwc(const DepthwiseArgs& args) {
   const int lanes = g.C < kLanes ? int(g.C) : kLanes;
   const S* residual = static_cast<const S*>(args.residual);
   const auto channel = [&](int64_t block) { return block * kLanes <= g.C - lanes ? block * kLanes : g.C - lanes; };
-  const bool far = g.H * g.W * g.C * int64_t(sizeof(S)) > kFarImage;
+  const bool far = g.N * g.H * g.W * g.C * int64_t(sizeof(S)) > kFarInput;
   const bool streams = is_streamed(args.y, g.C * int64_t(sizeof(S)), g.N * g.Ho * g.Wo);
   // a chunk is outermost: its weights are packed once a thread
   const int64_t grain = grain_of(tile.rows * g.Wo * taps * ceil_div(blocks, chunks) * kLanes);

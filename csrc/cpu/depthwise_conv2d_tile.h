@@ -122,6 +122,10 @@ template <typename S, int K, int kStride> struct UnrolledTile {
     unsigned inside = 0;  // bit c: column iw + c lies in x
     if constexpr (kEdge)
       for (int c = 0; c < kColumns; ++c) inside |= unsigned(iw + c >= 0 && iw + c < g.W) << c;
+    if (!job.streams)  // the stores at the end would wait for their lines
+      unroll<kRows * kStrip>([&](auto i) FASTCNN_UNROLLED {
+        __builtin_prefetch(job.y + ((ho + i / kStrip) * g.Wo + wo + i % kStrip) * g.O, 1);
+      });
     int r = first;
     for (; r < last && r < kStride; ++r, row += g.W * g.C) add_row<kEdge, true, false>(job, sum, r, row, inside);
     for (; r < last && r < K; ++r, row += g.W * g.C) add_row<kEdge, true, true>(job, sum, r, row, inside);
