@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pointwise convolution on the matrix product of gemm.h. Scale, shift, residual and activation are applied while a tile
-// of sums is in L1.
+// Pointwise convolution on the matrix product of gemm.h. Scale, shift, residual and the clamping activations end a tile
+// in its registers, the others while its sums are in L1.
 //
-// channels_last: pixels are broadcast over panels of output channels, which every thread packs for itself. A thread's
+// channels_last: pixels are broadcast over panels of output channels, which every thread packs for itself. Threads
+// share the pixels, so that each writes whole rows; few pixels they share by channels too, to pack less. A thread's
 // pixels go by in blocks, so that a block's input and output stay in L2 while all panels run over it.
 // NCHW: weights are broadcast over panels of pixels. A panel that only one or two tiles will read is not worth a copy
 // and is read in place.

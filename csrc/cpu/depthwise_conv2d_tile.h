@@ -183,8 +183,9 @@ template <typename S> struct Tile {
 
 template <typename T, typename S> Tile<S> tile_of() { return {&T::strip, T::kRows, T::kStrip}; }
 
-// Every copy of the tile costs the build a second: none for the plain build, 7x7 for float only.
-template <typename S, int K> constexpr bool kUnrolled = VecOf<S>::kLanes >= 8 && (K < 7 || sizeof(S) == sizeof(float));
+// Every copy of the tile costs the build a second: none for the plain build; half types have 3x3 and 5x5 on AVX-512.
+template <typename S, int K>
+constexpr bool kUnrolled = sizeof(S) == sizeof(float) ? VecOf<S>::kLanes >= 8 : VecOf<S>::kLanes >= 16 && K < 7;
 
 template <typename S> Tile<S> choose_tile(const ConvGeometry& g) {
   if (g.C < VecOf<S>::kLanes) return tile_of<GeneralTile<S, true>, S>();

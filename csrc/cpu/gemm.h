@@ -8,8 +8,8 @@
 // A tile of rows x vectors accumulators stays in registers while k runs. AVX-512 (32 registers) holds 14x2,
 // 8x3 or 6x4: 28 or 24 independent FMAs cover the latency of two ports (8) and leave registers for the panel row and
 // one broadcast. AVX2 and SSE (16) hold 6x2 or 4x3. A panel slice of kSliceBytes stays in L1 while every tile of rows
-// runs over it; sums over several slices pass through `partial`. Packing and computing are separate, so that a caller
-// may keep packed weights.
+// runs over it; sums over several slices pass through `partial`. The last slice ends in the caller's epilogue, from
+// registers where it is a clamp. Packing and computing are separate, so that a caller may keep packed weights.
 #pragma once
 
 #include <cstdint>

@@ -125,7 +125,7 @@ def wrong_kinds() -> list[Row]:
             18 if kind in ("int8", "complex", "bool", "float8") else 20,
             f"{op} of {kind}",
             lambda call=call, x=x: call(x),
-            f"^{op}: x must be",
+            f"^{op}: x1? must be",
         )
         for op, call in OF_A_MAP.items()
         for kind, x in WRONG.items()
