@@ -25,6 +25,7 @@ class Bug(NamedTuple):
 
 
 DEPTHWISE, PLANE = "depthwise_conv2d.kernel.cpp", "depthwise_conv2d_plane.h"
+DIRECT, STORE = "conv_bn_act_direct.kernel.cpp", "conv_bn_act_store.kernel.cpp"
 BUGS = {
     "activation-tail": Bug(
         "activation",
@@ -53,7 +54,7 @@ BUGS = {
     ),
     "depthwise-row-tail": Bug(
         "depthwise_conv2d",
-        PLANE,
+        "rows.h",
         "V::load(src + i, int(count - i)).store(dst + i, int(count - i));",
         "V::load(src + i, int(count - i) - 1).store(dst + i, int(count - i));",
     ),
@@ -76,11 +77,20 @@ BUGS = {
         "lanes.load(shift + c)) + lanes.load(r + c)), y + c);",
         "lanes.load(shift + c))) + lanes.load(r + c), y + c);",
     ),
-    "conv-scale-row": Bug(
-        "conv_bn_act", "conv_bn_act.kernel.cpp", "scale = V(to.scale[first_row + m]);", "scale = V(to.scale[m]);"
+    "conv-scale-row": Bug("conv_bn_act", STORE, "scale = V(to.scale[first_row + m]);", "scale = V(to.scale[m]);"),
+    "conv-shift-row": Bug("conv_bn_act", STORE, "shift = V(to.shift[first_row + m]);", "shift = V(to.shift[m]);"),
+    "conv-tile-row": Bug("conv_bn_act", "gemm.h", "here.shift = to.shift + row;", "here.shift = to.shift;"),
+    "conv-tile-residual": Bug(
+        "conv_bn_act", "gemm.h", "here.residual = to.residual + row * to.ldy;", "here.residual = to.residual;"
     ),
-    "conv-shift-row": Bug(
-        "conv_bn_act", "conv_bn_act.kernel.cpp", "shift = V(to.shift[first_row + m]);", "shift = V(to.shift[m]);"
+    "conv-tile-tail": Bug("conv_bn_act", "gemm.kernel.cpp", "if (!whole) value.store(y, n);", "if (!whole) value.store(y);"),
+    "conv-depth-slices": Bug("conv_bn_act", "gemm.h", "part, c, slice > 0,", "part, c, false,"),
+    "conv-padded-row": Bug(
+        "conv_bn_act", DIRECT, "fill_zero(out + left + inside, pitch - left - inside);", "(void)pitch;"
+    ),
+    "conv-patch-columns": Bug("conv_bn_act", DIRECT, "fill_zero(out, first);", ""),
+    "shuffle-concat-stride": Bug(
+        "channel_shuffle", "channel_shuffle.kernel.cpp", "x1 + n * args.stride1 + c * HW", "x1 + n * C * HW + c * HW"
     ),
     "shuffle-any-groups": Bug(
         "channel_shuffle",
