@@ -48,7 +48,8 @@ def p10_every_run_gives_the_same_bits_on_any_number_of_threads(c: Conv) -> None:
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     threads = torch.get_num_threads()
     first = None
-    delegated = not c.depthwise and c.kernel != (1, 1)  # ATen's weight gradient, result 4, is summed by thread
+    pointwise = c.kernel == (1, 1) and c.groups == 1
+    ours = (c.stride, c.padding) in ((1, 0), (1, "same")) if pointwise else c.depthwise
     try:
         for count in (1, 2, 3, 2, 2):
             torch.set_num_threads(count)
@@ -56,7 +57,8 @@ def p10_every_run_gives_the_same_bits_on_any_number_of_threads(c: Conv) -> None:
             results = [t.contiguous().view(bits[t.element_size()]) for t in results]
             first = first or results
             for i, (a, b) in enumerate(zip(results, first, strict=True)):
-                assert (delegated and i == 4) or torch.equal(a, b), f"result {i} on {count} threads"
+                weight_of_aten = i == 4 and not ours  # it sums by thread
+                assert weight_of_aten or torch.equal(a, b), f"result {i} on {count} threads"
     finally:
         torch.set_num_threads(threads)
 
@@ -143,4 +145,7 @@ def p13_a_nan_reaches_exactly_its_receptive_field(c: Conv) -> None:
     reached = exact.convolution(mark, torch.ones(c.weight.shape, dtype=torch.float64), None, *c.geometry) > 0
     weight = torch.where(c.weight == 0, 1.0, c.weight.float()).to(c.dtype)
     y = c.ours(x, weight, c.bias, c.residual, c.kind)
-    assert torch.equal(y.isnan(), reached)
+    found = y.isnan()
+    if c.dtype is torch.bfloat16 and not c.depthwise and c.groups > 1:
+        found = found & reached  # ATen's: oneDNN multiplies what lies beside a group by zeros, and 0 * nan is nan
+    assert torch.equal(found, reached)
