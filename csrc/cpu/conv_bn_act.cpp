@@ -120,10 +120,16 @@ PaddedInput padded(const Convolution& c) {
   return {torch::stable::pad(c.x, {sides.data(), sides.size()}), {0, 0}};
 }
 
-// oneDNN's bf16 convolution reads beyond its rows where a stride leaves one column of output (seen in torch 2.14 on AMX:
-// random values in the result). Such a convolution is computed in float.
+// oneDNN's convolutions of half types go wrong off the beaten path: torch 2.14 on AMX returns random values where a stride
+// leaves one column of output, and crashes on small maps, uneven strides and dilations. Such a one is computed in float.
 bool needs_float(const Convolution& c) {
-  return c.x.scalar_type() == ScalarType::BFloat16 && c.g.Wo == 1 && c.g.stride_w > 1;
+  constexpr int64_t kLeastSide = 7;
+  const ConvGeometry& g = c.g;
+  const ScalarType dtype = c.x.scalar_type();
+  const bool usual = g.kH == g.kW && g.kH % 2 == 1 && g.stride_h == g.stride_w && g.stride_h <= 2 && g.dilation_h == 1 &&
+                     g.dilation_w == 1 && g.H >= kLeastSide && g.W >= kLeastSide && g.pad_left <= g.kW / 2 &&
+                     g.pad_right <= g.kW / 2 && g.pad_top <= g.kH / 2 && g.pad_bottom <= g.kH / 2;
+  return (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half) && !usual;
 }
 
 Tensor in_float(const Tensor& x) { return as_accumulator(x, Dtype::kFloat32); }
