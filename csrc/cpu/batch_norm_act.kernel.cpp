@@ -11,6 +11,7 @@
 #include "batch_norm_act.h"
 
 #include "../common/dispatch.h"
+#include "any_activation.h"
 #include "lanes.h"
 #include "parallel.h"
 
@@ -231,7 +232,7 @@ template <typename S> void statistics(const BatchNormStatisticsArgs& args) {
 void batch_norm_act_forward_kernel(const BatchNormActArgs& args) {
   dispatch_dtype(args.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    dispatch_activation(args.activation, [&](auto functor) {
+    dispatch_usual_activation(args.activation, [&](auto functor) {
       if (args.layout == Layout::kNCHW) apply_nchw<S>(args, functor);
       else apply_nhwc<S>(args, functor);
     });

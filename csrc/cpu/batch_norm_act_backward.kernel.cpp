@@ -8,6 +8,7 @@
 // 2 or 3 reads and 1 or 2 writes. z and gz are formed again in the second pass: exp costs less than a write and a read of gz.
 // Sums run in float over a chunk and in double over chunks and segments, split by shape alone.
 #include "../common/dispatch.h"
+#include "any_activation.h"
 #include "batch_norm_act.h"
 #include "lanes.h"
 #include "parallel.h"
@@ -180,7 +181,7 @@ template <typename S, typename F> struct Backward {
 void batch_norm_act_backward_kernel(const BatchNormActBackwardArgs& args) {
   dispatch_dtype(args.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    dispatch_activation(args.activation, [&](auto functor) {
+    dispatch_usual_activation(args.activation, [&](auto functor) {
       const Backward<S, decltype(functor)> backward(args, functor);
       if (args.grad_weight != nullptr || args.grad_bias != nullptr || (args.training && args.grad_x != nullptr)) backward.sums();
       if (args.N * args.C * args.HW > 0 && (args.grad_x != nullptr || args.grad_residual != nullptr)) backward.images();

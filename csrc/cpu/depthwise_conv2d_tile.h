@@ -5,6 +5,7 @@
 
 #include "../common/dispatch.h"
 #include "../common/shape.h"
+#include "any_activation.h"
 #include "simd.h"
 #include "stream.h"
 #include "unroll.h"
@@ -12,13 +13,6 @@
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
 namespace {
-
-// Out of line: its register use must not spill the sums of the tiles, and the cheap activations do not come here.
-template <typename V> __attribute__((noinline)) V slow_activation(V x, Activation kind) {
-  V y = x;
-  dispatch_activation(kind, [&](auto functor) { y = functor(x); });
-  return y;
-}
 
 template <int kCount, typename V> FASTCNN_INLINE void activate(V (&sum)[kCount], Activation kind) {
   const auto each = [&](auto functor) FASTCNN_UNROLLED {
@@ -34,7 +28,7 @@ template <int kCount, typename V> FASTCNN_INLINE void activate(V (&sum)[kCount],
     case Activation::kHardSwish:
       return each(HardSwish());
     default:
-      each([&](V v) { return slow_activation(v, kind); });
+      each(AnyActivation{kind});  // inline, their registers would spill the sums
   }
 }
 
