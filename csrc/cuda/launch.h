@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one place where a kernel is launched, free of torch. Kernels and launchers are written against it, so that whatever stands in for the
-// device (the emulator of the tests) replaces this header only.
+// device (the emulator of the tests, under FASTCNN_EMULATOR) replaces launch() and dynamic_shared() only.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
+
+#ifdef FASTCNN_EMULATOR
+#include <simt.h>
+#else
+#include <cuda_runtime.h>
 
 namespace fastcnn {
 
@@ -17,6 +20,17 @@ template <typename... Parameters, typename... Arguments>
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 }
+
+// The shared memory that the launch asked for, aligned to 16 bytes.
+template <typename T> __device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char fastcnn_dynamic_shared[];
+  return reinterpret_cast<T*>(fastcnn_dynamic_shared);
+}
+
+}  // namespace fastcnn
+#endif
+
+namespace fastcnn {
 
 // The grid that gives `per_block` elements to a block; count > 0.
 inline dim3 blocks_for(int64_t count, int64_t per_block) { return dim3(unsigned((count + per_block - 1) / per_block)); }
