@@ -105,4 +105,14 @@ template <typename S, int kLanes> __device__ __forceinline__ Vec<S, kLanes> narr
   return v;
 }
 
+// Four of a vector's elements: kernels that would hold too many floats at once widen a vector by quads.
+template <typename S, int kLanes> __device__ __forceinline__ Vec<S, 4> quad_of(const Vec<S, kLanes>& v, int quad) {
+  Vec<S, 4> part;
+  memcpy(&part, reinterpret_cast<const char*>(&v) + quad * int(sizeof part), sizeof part);
+  return part;
+}
+template <typename S, int kLanes> __device__ __forceinline__ void set_quad(Vec<S, kLanes>& v, int quad, const Vec<S, 4>& part) {
+  memcpy(reinterpret_cast<char*>(&v) + quad * int(sizeof part), &part, sizeof part);
+}
+
 }  // namespace fastcnn
