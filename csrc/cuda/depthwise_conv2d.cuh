@@ -77,6 +77,9 @@ template <typename T> DepthwisePlan plan_depthwise(const ConvGeometry& g, Activa
   const int even = p.groups % 2 == 0 ? 2 : 1;  // blocks begin at a sector's boundary
   p.chunk = int(ceil_div(ceil_div(p.groups, ceil_div(p.groups, T::kChunk)), even)) * even;
   p.chunks = int(ceil_div(p.groups, p.chunk));
+  // A chunk that two warps share costs sectors, idle threads cost time: whole chunks to a warp where that leaves at most 2 of 32 lanes idle.
+  constexpr int kWarp = 32, kIdle = 2;
+  p.stretch = p.chunk <= kWarp && kWarp % p.chunk <= kIdle ? kWarp : T::kThreads;
   p.strips = int(ceil_div(p.Wo, T::kStrip));
   p.rows = int(ceil_div(p.Ho, ceil_div(p.Ho, rows)));
   p.row_tiles = int(ceil_div(p.Ho, p.rows));
@@ -93,7 +96,7 @@ cudaError_t launch_depthwise_tile(const DepthwiseTensors<S>& t, const ConvGeomet
   if (int64_t(p.positions) * p.groups >= 2 * kThreadsThatFill) p = plan_depthwise<T>(g, activation, 2 * T::kRows);
   const bool plain = has_bounds(activation) && t.residual == nullptr;
   const auto kernel = plain ? &depthwise_conv2d_forward_kernel<S, T, true> : &depthwise_conv2d_forward_kernel<S, T, false>;
-  const int64_t blocks = ceil_div(p.positions, T::kThreads / p.chunk) * p.chunks;
+  const int64_t blocks = ceil_div(p.positions, T::kThreads / p.stretch * (p.stretch / p.chunk)) * p.chunks;
   return launch(kernel, dim3(unsigned(blocks)), dim3(T::kThreads), 0, stream, t, p);
 }
 
@@ -102,7 +105,7 @@ template <typename S> bool depthwise_has_tile(const DepthwiseTensors<S>& t, cons
   constexpr int64_t kLimit = int64_t(1) << 30;
   const bool known = g.layout == Layout::kNHWC && g.O == g.C && g.kH == g.kW && (g.kH == 3 || g.kH == 5 || g.kH == 7) &&
                      g.stride_h == g.stride_w && (g.stride_h == 1 || g.stride_h == 2) && g.dilation_h == 1 && g.dilation_w == 1;
-  const bool small = g.H < kLimit && g.W < kLimit && g.pad_top < kLimit && g.pad_left < kLimit && g.pad_bottom < kLimit && g.pad_right < kLimit &&
+  const bool small = g.H < kLimit && g.W < kLimit && g.C < kLimit / 64 && g.pad_top < kLimit && g.pad_left < kLimit && g.pad_bottom < kLimit && g.pad_right < kLimit &&
                      g.Ho * 2 < kLimit && g.Wo * 2 < kLimit && double(g.N) * double(g.Ho) * double(g.Wo) * double(g.C) < double(kLimit) * 32;
   return known && small && g.C % kVectorLanes<S> == 0 && is_aligned<kVectorBytes>(t.x) && is_aligned<kVectorBytes>(t.y) &&
          is_aligned<kVectorBytes>(t.weight) && is_aligned<kVectorBytes>(t.residual);

@@ -13,6 +13,8 @@
 // anew for each row: kept in registers they would take 8 k^2 of them, and spill. Shared memory: 4 (k^2 + 1) kLanes kChunk bytes, 10 to 26 KiB.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/shape.h"
 #include "epilogue.cuh"
 #include "vec.cuh"
@@ -35,14 +37,22 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
   static constexpr int kThreads = 128;
   static constexpr int kLanes = kVectorLanes<S>;                         // channels of a thread
   static constexpr int kQuads = kLanes / 4;                              // 16-byte reads of a tap's weights
-  static constexpr int kStrip = kStride == 2 ? 2 : kKernel == 3 ? 4 : kKernel == 5 ? 2 : 1;  // outputs along W
+  static constexpr int kStrip = kKernel == 7 ? 1 : kKernel == 3 && kStride == 1 ? 4 : 2;  // outputs along W
   static constexpr int kColumns = (kStrip - 1) * kStride + kKernel;      // inputs along W
   static constexpr int kFlight = (kKernel + kStride - 1) / kStride;      // output rows that one input row reaches
   static constexpr bool kWindow = kKernel == 3;
   static constexpr int kChunk = kKernel == 3 ? 32 : kKernel == 5 ? 16 : 8;
   static constexpr int kRows = kKernel == 3 ? 7 : 14;                    // outputs down H, twice as many where threads abound
-  // Blocks on a multiprocessor that ptxas must leave registers for (128, 168 or 255 a thread). An epilogue of more than bounds takes more.
-  static constexpr int kMinBlocks = kKernel == 3 ? 4 : kKernel == 5 && kStride == 1 ? 2 : 3;
+  // Blocks on a multiprocessor that ptxas must leave registers for: 4 leave 128 a thread, 3 leave 168, 2 leave 255. An epilogue of more than
+  // bounds takes more; so does sm_100, where ptxas computes in pairs of registers and spilled at 168, and bfloat16 on sm_75, which must round by
+  // integer instructions.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
+  static constexpr int kMinBlocks = 2;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static constexpr int kMinBlocks = kKernel == 5 ? 2 : kKernel == 3 && !std::is_same_v<S, BFloat16> ? 4 : 3;
+#else
+  static constexpr int kMinBlocks = kKernel == 3 ? 4 : kKernel == 5 ? 2 : 3;
+#endif
   static constexpr int kMinBlocksGeneral = kKernel == 3 ? 3 : 2;
   static_assert(kLanes * sizeof(S) == kVectorBytes && kLanes % 4 == 0, "one 16-byte access a column, whole quads of weights");
   static_assert((kTaps + 1) * kLanes * kChunk * sizeof(float) <= 28 * 1024, "three blocks on a multiprocessor with 100 KiB");
@@ -52,6 +62,7 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
 struct DepthwisePlan {
   int H, W, C, Ho, Wo, pad_top, pad_left;
   int groups, chunk, chunks;         // vectors of channels: all, of a block, blocks across
+  int stretch;                       // threads that are dealt out at a time, in whole chunks: of the block, or of a warp
   int strips, row_tiles, rows;
   unsigned positions;                // N * row_tiles * strips
   Bounds bounds;
@@ -84,7 +95,7 @@ template <typename S, typename T> struct DepthwiseThread {
     const bool inside = ih >= first_row && ih < p.H;
 #pragma unroll
     for (int j = 0; j < T::kColumns; ++j)
-      row[j] = load<T::kLanes>(x + int64_t(j) * p.C, inside && first_column + j >= 0 && first_column + j < p.W);
+      row[j] = load<T::kLanes>(x + unsigned(j) * unsigned(p.C), inside && first_column + j >= 0 && first_column + j < p.W);
     ++ih, x += int64_t(p.W) * p.C;
   }
 
@@ -164,17 +175,19 @@ __device__ __forceinline__ void stage_weights(float4 (&staged)[T::kTaps + 1][T::
 
 // kPlain: the activation is a pair of bounds and there is no residual.
 template <typename S, typename T, bool kPlain>
-__global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinBlocksGeneral) depthwise_conv2d_forward_kernel(DepthwiseTensors<S> t, DepthwisePlan p) {
+__global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinBlocksGeneral)
+    depthwise_conv2d_forward_kernel(DepthwiseTensors<S> t, DepthwisePlan p) {
   __shared__ float4 staged[T::kTaps + 1][T::kQuads][T::kChunk];
   const int first_group = int(blockIdx.x % unsigned(p.chunks)) * p.chunk;
   const int groups = min(p.chunk, p.groups - first_group);
   stage_weights<S, T>(staged, t, first_group * T::kLanes, groups * T::kLanes);
   __syncthreads();
 
-  const int together = T::kThreads / p.chunk;  // positions of a block
-  const int own = int(threadIdx.x) / p.chunk, group = int(threadIdx.x) - own * p.chunk;
-  const unsigned position = blockIdx.x / unsigned(p.chunks) * unsigned(together) + unsigned(own);
-  if (own >= together || group >= groups || position >= p.positions) return;
+  const int of_stretch = p.stretch / p.chunk, stretch = int(threadIdx.x) / p.stretch, thread_of = int(threadIdx.x) - stretch * p.stretch;
+  const int own = thread_of / p.chunk, group = thread_of - own * p.chunk;
+  const unsigned of_block = unsigned(T::kThreads / p.stretch * of_stretch);
+  const unsigned position = blockIdx.x / unsigned(p.chunks) * of_block + unsigned(stretch * of_stretch + own);
+  if (own >= of_stretch || group >= groups || position >= p.positions) return;
   const int strip = int(position % unsigned(p.strips));
   const unsigned rest = position / unsigned(p.strips);
   const int row_tile = int(rest % unsigned(p.row_tiles));
@@ -194,7 +207,7 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
     if constexpr (!kPlain) {
       if (t.residual == nullptr) return;
 #pragma unroll
-      for (int o = 0; o < T::kStrip; ++o) residual[o] = load<T::kLanes>(t.residual + at + int64_t(o) * p.C, wanted && ow0 + o < p.Wo);
+      for (int o = 0; o < T::kStrip; ++o) residual[o] = load<T::kLanes>(t.residual + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
     }
   };
   const auto finish = [&](int quad, float (&sum)[T::kStrip * 4]) {
@@ -221,7 +234,7 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
   };
   const auto store_row = [&](bool wanted) {
 #pragma unroll
-    for (int o = 0; o < T::kStrip; ++o) store(t.y + at + int64_t(o) * p.C, out[o], wanted && ow0 + o < p.Wo);
+    for (int o = 0; o < T::kStrip; ++o) store(t.y + at + unsigned(o) * unsigned(p.C), out[o], wanted && ow0 + o < p.Wo);
     at += int64_t(p.Wo) * p.C;
   };
 

@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include "../../csrc/cuda/depthwise_conv2d.cuh"
+#include "depthwise_naive.h"
 
 PYBIND11_MODULE(emulated_depthwise_conv2d, m) {
   using namespace fastcnn;
@@ -23,5 +24,12 @@ PYBIND11_MODULE(emulated_depthwise_conv2d, m) {
       const DepthwiseTensors<S> t = {at<const S>(x), at<const S>(weight), at<const A>(scale), at<const A>(shift), at<const S>(residual), at<S>(y)};
       check(launch_depthwise_conv2d(t, g, Activation(activation), nullptr));
     });
+  });
+  m.def("naive_depthwise", [](uintptr_t x, uintptr_t weight, uintptr_t y, int N, int C, int H, int W, int stride, bool along_w) {
+    constexpr int kThreads = 128;
+    const int Ho = (H - 1) / stride + 1, Wo = (W - 1) / stride + 1;
+    const auto kernel = along_w ? &naive_depthwise_kernel<true> : &naive_depthwise_kernel<false>;
+    const dim3 grid(unsigned(ceil_div(int64_t(Ho) * Wo * C / 8, kThreads)), unsigned(N));
+    check(launch(kernel, grid, dim3(kThreads), 0, nullptr, at<const Half>(x), at<const Half>(weight), at<Half>(y), H, W, C, stride));
   });
 }
