@@ -44,12 +44,12 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
   static constexpr int kChunk = kKernel == 3 ? 32 : kKernel == 5 ? 16 : 8;
   static constexpr int kRows = kKernel == 3 ? 7 : 14;                    // outputs down H, twice as many where threads abound
   // Blocks on a multiprocessor that ptxas must leave registers for: 4 leave 128 a thread, 3 leave 168, 2 leave 255. An epilogue of more than
-  // bounds takes more; so does sm_100, where ptxas computes in pairs of registers and spilled at 168, and bfloat16 on sm_75, which must round by
-  // integer instructions.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
-  static constexpr int kMinBlocks = 2;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  // bounds takes more; so do 7x7 from sm_100 on, where ptxas computes in pairs of registers, and bfloat16 on sm_75, which must round by integer
+  // instructions.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   static constexpr int kMinBlocks = kKernel == 5 ? 2 : kKernel == 3 && !std::is_same_v<S, BFloat16> ? 4 : 3;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int kMinBlocks = kKernel == 3 ? 4 : 2;
 #else
   static constexpr int kMinBlocks = kKernel == 3 ? 4 : kKernel == 5 ? 2 : 3;
 #endif
@@ -91,11 +91,27 @@ template <typename S, typename T> struct DepthwiseThread {
   const float4* weights;  // shared, of this thread's channels: [tap][quad], kChunk apart
   int ih, first_column;   // of the next input row
 
+  // Whether column j of a row is read. Two ways, by what ptxas 13.0 keeps from row to row: where each column's own answer stays, 3x3 spills up to
+  // sm_90; where it is found anew for each row, 3x3 spills from sm_100 on.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  unsigned columns = 0;
+  __device__ __forceinline__ void find_columns(int W) {
+#pragma unroll
+    for (int j = 0; j < T::kColumns; ++j) columns |= unsigned(first_column + j >= 0 && first_column + j < W) << j;
+  }
+  __device__ __forceinline__ bool reads(int j, bool row_inside, int) const { return row_inside && (columns >> j & 1u) != 0; }
+#else
+  __device__ __forceinline__ void find_columns(int) {}
+  __device__ __forceinline__ bool reads(int j, bool row_inside, int W) const {
+    return row_inside && first_column + j >= 0 && first_column + j < W;
+  }
+#endif
+
   __device__ __forceinline__ void load_row(Vector (&row)[T::kColumns], const DepthwisePlan& p, int first_row) {
     const bool inside = ih >= first_row && ih < p.H;
 #pragma unroll
     for (int j = 0; j < T::kColumns; ++j)
-      row[j] = load<T::kLanes>(x + unsigned(j) * unsigned(p.C), inside && first_column + j >= 0 && first_column + j < p.W);
+      row[j] = load<T::kLanes>(x + unsigned(j) * unsigned(p.C), reads(j, inside, p.W));
     ++ih, x += int64_t(p.W) * p.C;
   }
 
@@ -199,6 +215,7 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
   constexpr int kFirst = T::kWindow ? 0 : 1 - T::kFlight;
   const int ih0 = (oh0 + kFirst) * T::kStride - p.pad_top + (T::kWindow ? 0 : T::kKernel - T::kStride), iw0 = ow0 * T::kStride - p.pad_left;
   DepthwiseThread<S, T> thread = {t.x + ((n * p.H + ih0) * p.W + iw0) * p.C + c, &staged[0][0][group], ih0, iw0};
+  thread.find_columns(p.W);
   int64_t at = ((n * p.Ho + oh0 + kFirst) * p.Wo + ow0) * p.C + c;  // of the row of y that this turn finishes
 
   using Vector = Vec<S, T::kLanes>;

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels of depthwise_conv2d on the emulator against float64: every tile, every edge, every thread order."""
 
+import mmap
+
 import pytest
 import torch
 
@@ -116,3 +118,17 @@ def test_nothing_outside_is_read_or_written(kernels, kernel, channels_last):
         guard.check(name)
     margin = Guarded.MARGIN
     assert y.buffer[:margin].isnan().all() and y.buffer[-margin:].isnan().all()
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+def test_offsets_beyond_32_bits(kernels, channels_last):
+    """A stride so wide that of 2^31 elements, never touched and so never in memory, only some are read."""
+    N, C, H, W, stride = 1, 8, 70000, 4000, (3500, 400)
+    made = problem(Case("far", N, C, 1, 1, C, (1, 1), stride, (0, 0, 0, 0), groups=C), torch.float16, channels_last)
+    x = torch.frombuffer(mmap.mmap(-1, 2 * N * C * H * W), dtype=torch.float16)
+    x = x.view(N, H, W, C).permute(0, 3, 1, 2) if channels_last else x.view(N, C, H, W)
+    assert x.numel() > 2**31
+    part = x[:, :, :: stride[0], :: stride[1]]
+    part.copy_(torch.randn(part.shape))
+    y = made._replace(case=made.case._replace(H=H, W=W), x=x).run(kernels)
+    assert torch.equal(y, part * made.weight.view(1, C, 1, 1))

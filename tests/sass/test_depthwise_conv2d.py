@@ -8,8 +8,6 @@ STRIP = {(3, 1): 4, (3, 2): 2, (5, 1): 2, (5, 2): 2, (7, 1): 1, (7, 2): 1}  # De
 LANES = {"float": 4, "half": 8, "bfloat16": 8}
 # Of the loop over rows, 9, 25 and 49 of them sums. ptxas 13.0 takes 21 and 29 for 3x3 on sm_80 and newer, 24 and 32 on sm_75.
 INSTRUCTIONS = {(3, 1): 26, (3, 2): 35, (5, 1): 42, (5, 2): 50, (7, 1): 84, (7, 2): 100}
-THREADS = 128
-REGISTER_FILE = 65536
 
 
 def tiles(kernels, arch):
@@ -45,13 +43,11 @@ def test_the_loop_is_the_one_over_rows(kernels, arch):
 
 
 def test_registers(kernels, arch):
-    pairs = arch == 100  # ptxas computes in pairs of registers there
-    for (size, stride, plain, dtype), kernel in tiles(kernels, arch).items():
-        ceiling = 255 if pairs or not plain or size == 5 else 128 if size == 3 else 168
+    for (size, _, plain, dtype), kernel in tiles(kernels, arch).items():
+        ceiling = 255 if not plain or size == 5 else 128 if size == 3 else 168 if arch < 100 else 255
         if (arch, size, dtype) == (75, 3, "bfloat16"):
             ceiling = 168  # rounding to bfloat16 is integer work before sm_80
         assert kernel.registers <= ceiling, (kernel.label, kernel.registers)
-        assert kernel.registers * THREADS * 2 <= REGISTER_FILE, kernel.label
 
 
 def test_shared_memory(kernels, arch):
