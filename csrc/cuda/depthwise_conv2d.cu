@@ -38,8 +38,8 @@ Tensor depthwise_conv2d_cuda(const Tensor& x, const Tensor& weight, OptionalTens
   }
   if (residual) {
     check_like(*residual, x, "residual");
-    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == g.N && residual->size(1) == g.O && residual->size(2) == g.Ho &&
-                        residual->size(3) == g.Wo,
+    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == g.N && residual->size(1) == g.O &&
+                        residual->size(2) == g.Ho && residual->size(3) == g.Wo,
                     "fastcnn: ", kOp, ": residual must have the shape of the output");
     dense_residual = as_layout(*residual, g.layout);
   }
@@ -48,8 +48,12 @@ Tensor depthwise_conv2d_cuda(const Tensor& x, const Tensor& weight, OptionalTens
   const Tensor dense_x = as_layout(x, g.layout), dense_weight = as_contiguous(weight);
   dispatch_dtype(dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    const DepthwiseTensors<S> tensors = {data<S>(dense_x), data<S>(dense_weight), nullptr, static_cast<const Accumulator<S>*>(data(shift)),
-                                         static_cast<const S*>(data(dense_residual)), static_cast<S*>(mutable_data(y))};
+    const DepthwiseTensors<S> tensors = {data<S>(dense_x),
+                                         data<S>(dense_weight),
+                                         nullptr,
+                                         static_cast<const Accumulator<S>*>(data(shift)),
+                                         static_cast<const S*>(data(dense_residual)),
+                                         static_cast<S*>(mutable_data(y))};
     check_launch(kOp, launch_depthwise_conv2d(tensors, g, kind, device.stream()));
   });
   return y;

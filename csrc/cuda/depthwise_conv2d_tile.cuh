@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Depthwise convolution, forward, NHWC: the kernels for 3x3, 5x5 and 7x7 at stride 1 and 2. Free of torch.
 //
-// One thread owns kLanes channels (one 16-byte access) and a strip of kStrip outputs along W, and walks
-// down H over `rows` outputs. Neighbouring threads own neighbouring channels, so that a warp's request is whole sectors when C * sizeof(S) is a
-// multiple of 32 bytes. Requested input: (1 + (k - s) / (s kStrip)) (1 + (k - s) / (s rows)) of x, less at the borders; L1 serves the overlap
-// (counted by tests/emulator: test_depthwise_bytes.py). Two ways to keep what the next row needs:
-//   3x3     the last rows of the input as they came from memory, in registers (window): a new row costs kStride loads a column.
-//   5x5 7x7 a window would take 100 registers and more, so the sums of the kFlight outputs that an input row reaches are kept (ring); each input
-//           row is loaded, widened and forgotten. The first kFlight - 1 turns only fill the ring.
-// Weights: a block covers `chunk` <= kChunk groups of channels, loads their filters as they lie in memory ([C, 1, k, k], contiguous over the chunk),
-// and keeps them in shared memory as float, tap by tap, scale multiplied in: two conflict-free 16-byte reads a tap serve 8 channels. They are read
-// anew for each row: kept in registers they would take 8 k^2 of them, and spill. Shared memory: 4 (k^2 + 1) kLanes kChunk bytes, 10 to 26 KiB.
+// One thread owns kLanes channels (one 16-byte access) and a strip of kStrip outputs along W, and walks down H over
+// `rows` outputs. Neighbouring threads own neighbouring channels, so that a warp's request is whole sectors when C *
+// sizeof(S) is a multiple of 32 bytes. Requested input: (1 + (k - s) / (s kStrip)) (1 + (k - s) / (s rows)) of x, less
+// at the borders; L1 serves the overlap (counted by tests/emulator: test_depthwise_bytes.py). Two ways to keep what the
+// next row needs:
+//   3x3     the last rows of the input as they came from memory, in registers (window): a new row costs kStride loads
+//           a column.
+//   5x5 7x7 a window would take 100 registers and more, so the sums of the kFlight outputs that an input row reaches
+//           are kept (ring); each input row is loaded, widened and forgotten. The first kFlight - 1 turns only fill it.
+// Weights: a block covers `chunk` <= kChunk groups of channels, loads their filters as they lie in memory ([C, 1, k,
+// k], contiguous over the chunk), and keeps them in shared memory as float, tap by tap, scale multiplied in: two
+// conflict-free 16-byte reads a tap serve 8 channels. They are read anew for each row: kept in registers they would
+// take 8 k^2 of them, and spill. Shared memory: 4 (k^2 + 1) kLanes kChunk bytes, 5 to 13 KiB.
 #pragma once
 
 #include <type_traits>
@@ -42,10 +45,10 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
   static constexpr int kFlight = (kKernel + kStride - 1) / kStride;      // output rows that one input row reaches
   static constexpr bool kWindow = kKernel == 3;
   static constexpr int kChunk = kKernel == 3 ? 32 : kKernel == 5 ? 16 : 8;
-  static constexpr int kRows = kKernel == 3 ? 7 : 14;                    // outputs down H, twice as many where threads abound
-  // Blocks on a multiprocessor that ptxas must leave registers for: 4 leave 128 a thread, 3 leave 168, 2 leave 255. An epilogue of more than
-  // bounds takes more; so do 7x7 from sm_100 on, where ptxas computes in pairs of registers, and bfloat16 on sm_75, which must round by integer
-  // instructions.
+  static constexpr int kRows = kKernel == 3 ? 7 : 14;  // outputs down H, twice as many where threads abound
+  // Blocks on a multiprocessor that ptxas must leave registers for: 4 leave 128 a thread, 3 leave 168, 2 leave 255. An
+  // epilogue of more than bounds takes more; so do 7x7 from sm_100 on, where ptxas computes in pairs of registers, and
+  // bfloat16 on sm_75, which must round by integer instructions.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   static constexpr int kMinBlocks = kKernel == 5 ? 2 : kKernel == 3 && !std::is_same_v<S, BFloat16> ? 4 : 3;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -54,22 +57,24 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
   static constexpr int kMinBlocks = kKernel == 3 ? 4 : kKernel == 5 ? 2 : 3;
 #endif
   static constexpr int kMinBlocksGeneral = kKernel == 3 ? 3 : 2;
-  static_assert(kLanes * sizeof(S) == kVectorBytes && kLanes % 4 == 0, "one 16-byte access a column, whole quads of weights");
-  static_assert((kTaps + 1) * kLanes * kChunk * sizeof(float) <= 28 * 1024, "three blocks on a multiprocessor with 100 KiB");
+  static_assert(kLanes * sizeof(S) == kVectorBytes && kLanes % 4 == 0,
+                "one 16-byte access a column, whole quads of weights");
+  static_assert((kTaps + 1) * kLanes * kChunk * sizeof(float) <= 28 * 1024,
+                "three blocks on a multiprocessor with 100 KiB");
   static_assert(kThreads % kChunk == 0, "a full chunk leaves no thread idle");
 };
 
 struct DepthwisePlan {
   int H, W, C, Ho, Wo, pad_top, pad_left;
   int groups, chunk, chunks;         // vectors of channels: all, of a block, blocks across
-  int stretch;                       // threads that are dealt out at a time, in whole chunks: of the block, or of a warp
+  int stretch;  // threads that are dealt out at a time, in whole chunks: of the block, or of a warp
   int strips, row_tiles, rows;
   unsigned positions;                // N * row_tiles * strips
   Bounds bounds;
   Activation activation;
 };
 
-// A shared read that stays where it is written: ptxas moves ordinary ones, and even those of a volatile asm, out of the loop over rows.
+// A shared read that ptxas may not move out of the loop over rows, nor past another one.
 __device__ __forceinline__ float4 read_again(const float4* p) {
 #if defined(__CUDA_ARCH__)
   float4 v;
@@ -82,7 +87,8 @@ __device__ __forceinline__ float4 read_again(const float4* p) {
 #endif
 }
 
-// What one thread works with. Channels go by quads from here on: with all kLanes at once the floats would not fit into the registers.
+// What one thread works with. Channels go by quads from here on: with all kLanes at once the floats would not fit into
+// the registers.
 template <typename S, typename T> struct DepthwiseThread {
   using Vector = Vec<S, T::kLanes>;
   using Sums = float[T::kStrip * 4];  // [output][channel of the quad]
@@ -91,15 +97,17 @@ template <typename S, typename T> struct DepthwiseThread {
   const float4* weights;  // shared, of this thread's channels: [tap][quad], kChunk apart
   int ih, first_column;   // of the next input row
 
-  // Whether column j of a row is read. Two ways, by what ptxas 13.0 keeps from row to row: where each column's own answer stays, 3x3 spills up to
-  // sm_90; where it is found anew for each row, 3x3 spills from sm_100 on.
+  // Whether column j of a row is read. Two ways, by what ptxas 13.0 keeps from row to row: where each column's own
+  // answer stays, 3x3 spills up to sm_90; where it is found anew for each row, 3x3 spills from sm_100 on.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   unsigned columns = 0;
   __device__ __forceinline__ void find_columns(int W) {
 #pragma unroll
     for (int j = 0; j < T::kColumns; ++j) columns |= unsigned(first_column + j >= 0 && first_column + j < W) << j;
   }
-  __device__ __forceinline__ bool reads(int j, bool row_inside, int) const { return row_inside && (columns >> j & 1u) != 0; }
+  __device__ __forceinline__ bool reads(int j, bool row_inside, int) const {
+    return row_inside && (columns >> j & 1u) != 0;
+  }
 #else
   __device__ __forceinline__ void find_columns(int) {}
   __device__ __forceinline__ bool reads(int j, bool row_inside, int W) const {
@@ -118,6 +126,7 @@ template <typename S, typename T> struct DepthwiseThread {
   // weights of a tap; those of tap kTaps are the shifts
   __device__ __forceinline__ void read_tap(int tap, int quad, float (&w)[4]) const {
     const float4* at = weights + (tap * T::kQuads + quad) * T::kChunk;
+    // the ring has registers to spare, but not for as many reads as ptxas then issues ahead of the sums
     const float4 four = T::kWindow ? read_again(at) : *at;
     w[0] = four.x, w[1] = four.y, w[2] = four.z, w[3] = four.w;
   }
@@ -129,7 +138,8 @@ template <typename S, typename T> struct DepthwiseThread {
     for (int i = 0; i < T::kStrip * 4; ++i) sum[i] = shift[i % 4];
   }
 
-  // Row r of the filter over a row as it came from memory: column by column, each widened once, the row's weights in registers.
+  // Row r of the filter over a row as it came from memory: column by column, each widened once, the row's weights in
+  // registers.
   __device__ __forceinline__ void add_row(int r, int quad, const Vector (&row)[T::kColumns], Sums& sum) const {
     float w[T::kKernel][4];
 #pragma unroll
@@ -149,7 +159,8 @@ template <typename S, typename T> struct DepthwiseThread {
   }
 
   // The same over a row widened already: tap by tap, so that the row and not the weights stays in registers.
-  __device__ __forceinline__ void add_widened(int r, int quad, const float (&columns)[T::kColumns][4], Sums& sum) const {
+  __device__ __forceinline__ void add_widened(int r, int quad, const float (&columns)[T::kColumns][4],
+                                              Sums& sum) const {
 #pragma unroll
     for (int q = 0; q < T::kKernel; ++q) {
       float w[4];
@@ -160,10 +171,11 @@ template <typename S, typename T> struct DepthwiseThread {
   }
 };
 
-// Shared memory of a block: the filters of its channels, transposed to [tap][quad][group] and scaled; behind them the shifts.
+// Shared memory of a block: the filters of its channels, transposed to [tap][quad][group] and scaled; behind them the
+// shifts.
 template <typename S, typename T>
-__device__ __forceinline__ void stage_weights(float4 (&staged)[T::kTaps + 1][T::kQuads][T::kChunk], const DepthwiseTensors<S>& t, int first,
-                                              int channels) {
+__device__ __forceinline__ void stage_weights(float4 (&staged)[T::kTaps + 1][T::kQuads][T::kChunk],
+                                              const DepthwiseTensors<S>& t, int first, int channels) {
   const auto put = [&](int tap, int channel, float value) {
     reinterpret_cast<float*>(&staged[tap][channel % T::kLanes / 4][channel / T::kLanes])[channel % 4] = value;
   };
@@ -199,7 +211,8 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
   stage_weights<S, T>(staged, t, first_group * T::kLanes, groups * T::kLanes);
   __syncthreads();
 
-  const int of_stretch = p.stretch / p.chunk, stretch = int(threadIdx.x) / p.stretch, thread_of = int(threadIdx.x) - stretch * p.stretch;
+  const int of_stretch = p.stretch / p.chunk;
+  const int stretch = int(threadIdx.x) / p.stretch, thread_of = int(threadIdx.x) - stretch * p.stretch;
   const int own = thread_of / p.chunk, group = thread_of - own * p.chunk;
   const unsigned of_block = unsigned(T::kThreads / p.stretch * of_stretch);
   const unsigned position = blockIdx.x / unsigned(p.chunks) * of_block + unsigned(stretch * of_stretch + own);
@@ -213,7 +226,8 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
 
   // the ring's first kFlight - 1 turns finish nothing
   constexpr int kFirst = T::kWindow ? 0 : 1 - T::kFlight;
-  const int ih0 = (oh0 + kFirst) * T::kStride - p.pad_top + (T::kWindow ? 0 : T::kKernel - T::kStride), iw0 = ow0 * T::kStride - p.pad_left;
+  const int ih0 = (oh0 + kFirst) * T::kStride - p.pad_top + (T::kWindow ? 0 : T::kKernel - T::kStride);
+  const int iw0 = ow0 * T::kStride - p.pad_left;
   DepthwiseThread<S, T> thread = {t.x + ((n * p.H + ih0) * p.W + iw0) * p.C + c, &staged[0][0][group], ih0, iw0};
   thread.find_columns(p.W);
   int64_t at = ((n * p.Ho + oh0 + kFirst) * p.Wo + ow0) * p.C + c;  // of the row of y that this turn finishes
@@ -224,7 +238,8 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
     if constexpr (!kPlain) {
       if (t.residual == nullptr) return;
 #pragma unroll
-      for (int o = 0; o < T::kStrip; ++o) residual[o] = load<T::kLanes>(t.residual + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
+      for (int o = 0; o < T::kStrip; ++o)
+        residual[o] = load<T::kLanes>(t.residual + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
     }
   };
   const auto finish = [&](int quad, float (&sum)[T::kStrip * 4]) {
@@ -291,7 +306,7 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
       load_residual(row >= 0);
 #pragma unroll
       for (int i = 0; i < T::kStride; ++i) {
-        const int r = T::kKernel - T::kStride + i;  // the filter's row that meets this input row in the output row `row`
+        const int r = T::kKernel - T::kStride + i;  // the filter's row that meets this input row in output row `row`
         const bool last = i == T::kStride - 1;
         Vector loaded[T::kColumns];
         thread.load_row(loaded, p, first_row);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel does between its sum and its store: one activation for all lanes of a thread, chosen at run time but outside the loop over them.
+// What a kernel does between its sum and its store: one activation for all lanes of a thread, chosen at run time but
+// outside the loop over them.
 #pragma once
 
 #include "../common/epilogue.h"
@@ -23,7 +24,8 @@ template <typename A, int kCount> __device__ __forceinline__ void activate(Activ
   }
 }
 
-// Identity, ReLU and ReLU6 are one pair of bounds: kernels of few instructions an output take these instead of a branch.
+// Identity, ReLU and ReLU6 are one pair of bounds: kernels of few instructions an output take these instead of a
+// branch.
 struct Bounds {
   float low, high;
   // clamp of common/epilogue.h in two instructions where the device has a minimum that keeps a NaN.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only way a kernel touches global memory: vectors of up to 16 bytes, predicated, and their way to the accumulator's type and back.
+// The only way a kernel touches global memory: vectors of up to 16 bytes, predicated, and their way to the
+// accumulator's type and back.
 //
-// Under the emulator every access is checked for alignment and, when a test asks, recorded: bytes, sectors and DRAM traffic are then counted.
-// For the count, every live lane of a warp reaches the same helper calls: predicate the access, do not branch around the call.
+// Under the emulator every access is checked for alignment and, when a test asks, recorded: bytes, sectors and DRAM
+// traffic are then counted. For the count, every live lane of a warp reaches the same helper calls: predicate the
+// access, do not branch around the call.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,7 +15,8 @@
 
 #ifdef FASTCNN_EMULATOR
 #define FASTCNN_ACCESS_SITE , const char *file_ = __builtin_FILE(), int line_ = __builtin_LINE()
-#define FASTCNN_ACCESS(pointer, bytes, predicate, store) ::simt::access(pointer, bytes, predicate, store, {file_, line_})
+#define FASTCNN_ACCESS(pointer, bytes, predicate, store) \
+  ::simt::access(pointer, bytes, predicate, store, {file_, line_})
 #else
 #define FASTCNN_ACCESS_SITE
 #define FASTCNN_ACCESS(pointer, bytes, predicate, store)
@@ -37,7 +40,8 @@ template <typename S, int kLanes> struct Vec {
 };
 
 // Read-only for the whole kernel, or zeros where predicate is false. Aligned to the vector where it is true.
-template <int kLanes, typename S> __device__ __forceinline__ Vec<S, kLanes> load(const S* pointer, bool predicate FASTCNN_ACCESS_SITE) {
+template <int kLanes, typename S>
+__device__ __forceinline__ Vec<S, kLanes> load(const S* pointer, bool predicate FASTCNN_ACCESS_SITE) {
   using V = Vec<S, kLanes>;
   FASTCNN_ACCESS(pointer, V::kBytes, predicate, false);
   V v{};
@@ -73,7 +77,8 @@ __device__ __forceinline__ unsigned narrow_pair(BFloat16, float low, float high)
   return bits;
 }
 
-template <typename S, int kLanes> __device__ __forceinline__ void widen(const Vec<S, kLanes>& v, Accumulator<S> (&lanes)[kLanes]) {
+template <typename S, int kLanes>
+__device__ __forceinline__ void widen(const Vec<S, kLanes>& v, Accumulator<S> (&lanes)[kLanes]) {
   if constexpr (sizeof(S) >= 4) {
     memcpy(lanes, &v, sizeof v);
   } else if constexpr (kLanes == 1) {
@@ -90,7 +95,8 @@ template <typename S, int kLanes> __device__ __forceinline__ void widen(const Ve
 }
 
 // Rounded to nearest even.
-template <typename S, int kLanes> __device__ __forceinline__ Vec<S, kLanes> narrow(const Accumulator<S> (&lanes)[kLanes]) {
+template <typename S, int kLanes>
+__device__ __forceinline__ Vec<S, kLanes> narrow(const Accumulator<S> (&lanes)[kLanes]) {
   Vec<S, kLanes> v;
   if constexpr (sizeof(S) >= 4) {
     memcpy(&v, lanes, sizeof v);
@@ -111,7 +117,8 @@ template <typename S, int kLanes> __device__ __forceinline__ Vec<S, 4> quad_of(c
   memcpy(&part, reinterpret_cast<const char*>(&v) + quad * int(sizeof part), sizeof part);
   return part;
 }
-template <typename S, int kLanes> __device__ __forceinline__ void set_quad(Vec<S, kLanes>& v, int quad, const Vec<S, 4>& part) {
+template <typename S, int kLanes>
+__device__ __forceinline__ void set_quad(Vec<S, kLanes>& v, int quad, const Vec<S, 4>& part) {
   memcpy(reinterpret_cast<char*>(&v) + quad * int(sizeof part), &part, sizeof part);
 }
 

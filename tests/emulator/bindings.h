@@ -30,8 +30,11 @@ inline void check(cudaError_t error) {
 }
 
 inline void bind_emulator(pybind11::module_& m) {
-  m.def("set_order", [](int order, uint64_t seed) { simt::grid().order = simt::Order(order), simt::grid().seed = seed; });
-  m.def("start_traffic", [](const std::vector<std::tuple<std::string, uintptr_t, size_t>>& buffers) { simt::recorder().start(buffers); });
+  m.def("set_order",
+        [](int order, uint64_t seed) { simt::grid().order = simt::Order(order), simt::grid().seed = seed; });
+  m.def("start_traffic", [](const std::vector<std::tuple<std::string, uintptr_t, size_t>>& buffers) {
+    simt::recorder().start(buffers);
+  });
   m.def("stop_traffic", [](size_t l2_bytes, size_t blocks_in_flight) {
     simt::recorder().on = false;
     const simt::Traffic traffic = simt::recorder().figures();

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the kernels of csrc/cuda for the CPU, one extension module per op, with nothing but a C++ compiler and CUDA's headers."""
+"""Compiles the kernels of csrc/cuda for the CPU, a module per op, with a C++ compiler and CUDA's headers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = Path(os.environ.get("FASTCNN_EMULATOR_SOURCES", ROOT))
 SANITIZE = os.environ.get("FASTCNN_EMULATOR_SANITIZE") == "1"
 COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DFASTCNN_EMULATOR", "-DFASTCNN_WITH_DOUBLE=1",
-         "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # fmt: skip
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DFASTCNN_EMULATOR",
+         "-DFASTCNN_WITH_DOUBLE=1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
+         "-Wno-unknown-pragmas"]  # fmt: skip
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-sections=fastcnn_shared",
               "-fno-omit-frame-pointer", "-g1"]  # fmt: skip
 
@@ -68,7 +69,7 @@ def _digest(files: list[Path], flags: list[str]) -> str:
 
 
 def module(name: str, folder: Path) -> ModuleType:
-    """The module ``emulated_<name>`` of tests/emulator/<name>.cpp, compiled into ``folder`` unless it is there already."""
+    """The module ``emulated_<name>`` of tests/emulator/<name>.cpp, compiled into ``folder`` once."""
     flags = FLAGS + (SANITIZERS if SANITIZE else [])
     here = SOURCES / "tests/emulator"
     watched = [*here.glob("*.h"), here / f"{name}.cpp", *SOURCES.glob("csrc/cuda/*.cuh"), *SOURCES.glob("csrc/*/*.h")]

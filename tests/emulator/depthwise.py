@@ -23,7 +23,9 @@ def padding_of(case: Case) -> tuple[int, int, int, int]:
     if not isinstance(case.padding, str):
         return case.padding
     pads = []
-    for size, kernel, stride, dilation in zip((case.W, case.H), case.kernel[::-1], case.stride[::-1], case.dilation[::-1]):
+    for size, kernel, stride, dilation in zip(
+        (case.W, case.H), case.kernel[::-1], case.stride[::-1], case.dilation[::-1]
+    ):
         total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
         pads += [total // 2, total - total // 2] if case.padding == "same" else [0, 0]
     return tuple(pads)
@@ -57,7 +59,9 @@ class Problem(NamedTuple):
         case, (left, right, top, bottom) = self.case, padding_of(self.case)
         size = [
             (n + pad - d * (k - 1) - 1) // s + 1
-            for n, pad, d, k, s in zip((case.H, case.W), (top + bottom, left + right), case.dilation, case.kernel, case.stride)
+            for n, pad, d, k, s in zip(
+                (case.H, case.W), (top + bottom, left + right), case.dilation, case.kernel, case.stride
+            )
         ]
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         y = torch.empty(case.N, case.out, *size, dtype=self.x.dtype, memory_format=memory_format)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Depthwise 3x3 as one would write it first: a thread computes one output pixel of 8 channels. What test_depthwise_bytes.py must turn down.
+// Depthwise 3x3 as one would write it first: a thread computes one output pixel of 8 channels. What
+// test_depthwise_bytes.py must turn down.
 #pragma once
 
 #include "../../csrc/cuda/vec.cuh"
@@ -7,7 +8,8 @@
 namespace fastcnn {
 
 // kAlongW: neighbouring threads have neighbouring pixels, else neighbouring channels.
-template <bool kAlongW> __global__ void naive_depthwise_kernel(const Half* x, const Half* weight, Half* y, int H, int W, int C, int stride) {
+template <bool kAlongW>
+__global__ void naive_depthwise_kernel(const Half* x, const Half* weight, Half* y, int H, int W, int C, int stride) {
   constexpr int kLanes = 8;
   const int Ho = (H - 1) / stride + 1, Wo = (W - 1) / stride + 1, groups = C / kLanes, pixels = Ho * Wo;
   const int id = int(blockIdx.x * blockDim.x + threadIdx.x), n = int(blockIdx.y);

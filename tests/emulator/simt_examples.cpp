@@ -10,8 +10,20 @@ namespace {
 constexpr int kThreads = 64;
 
 enum class Bug : int {
-  kNone, kNoBarrier, kBarrierInBranch, kTwoBarriers, kLaneGone, kMaskTooSmall, kNotInMask, kShuffleInBranch, kDynamicOverrun,
-  kStaticOverrun, kMisaligned, kLanesDisagree, kOutside, kUnwrittenShared
+  kNone,
+  kNoBarrier,
+  kBarrierInBranch,
+  kTwoBarriers,
+  kLaneGone,
+  kMaskTooSmall,
+  kNotInMask,
+  kShuffleInBranch,
+  kDynamicOverrun,
+  kStaticOverrun,
+  kMisaligned,
+  kLanesDisagree,
+  kOutside,
+  kUnwrittenShared
 };
 
 // The sum of each block's 64 elements: shuffles within a warp, static shared memory across the two.
@@ -21,7 +33,9 @@ __global__ void __launch_bounds__(kThreads) block_sum_kernel(const float* x, flo
   float value[1];
   widen(load<1>(x + blockIdx.x * kThreads + threadIdx.x, true), value);
   if (bug == Bug::kLaneGone && lane == 7) return;
-  const unsigned mask = bug == Bug::kMaskTooSmall ? 0x0000ffffu : bug == Bug::kNotInMask && lane == 3 ? 0xfffffff0u : 0xffffffffu;
+  const unsigned mask = bug == Bug::kMaskTooSmall             ? 0x0000ffffu
+                        : bug == Bug::kNotInMask && lane == 3 ? 0xfffffff0u
+                                                              : 0xffffffffu;
   if (bug == Bug::kShuffleInBranch && lane < 16) value[0] += __shfl_xor_sync(0xffffffffu, value[0], 1);
   if (bug != Bug::kMaskTooSmall || lane < 16)
 #pragma unroll
@@ -60,7 +74,8 @@ __global__ void copy_pairs_kernel(const float* x, float* y, int offset) {
 
 __global__ void lanes_kernel(float* y) {
   const int lane = int(threadIdx.x);
-  const float down = __shfl_down_sync(0xffffffffu, float(lane), 3, 8), up = __shfl_up_sync(0xffffffffu, float(lane), 3, 8);
+  const float down = __shfl_down_sync(0xffffffffu, float(lane), 3, 8),
+              up = __shfl_up_sync(0xffffffffu, float(lane), 3, 8);
   const float from = __shfl_sync(0xffffffffu, float(lane), 5, 16);
   const unsigned votes = __ballot_sync(0xffffffffu, lane % 3 == 0);
   y[lane] = down, y[32 + lane] = up, y[64 + lane] = from, y[96 + lane] = float(votes >> lane & 1u);
@@ -73,10 +88,12 @@ PYBIND11_MODULE(emulated_simt_examples, m) {
   using namespace fastcnn;
   bind_emulator(m);
   m.def("block_sum", [](uintptr_t x, uintptr_t sums, int blocks, int bug) {
-    check(launch(&block_sum_kernel, dim3(blocks), dim3(kThreads), 0, nullptr, at<const float>(x), at<float>(sums), Bug(bug)));
+    check(launch(&block_sum_kernel, dim3(blocks), dim3(kThreads), 0, nullptr, at<const float>(x), at<float>(sums),
+                 Bug(bug)));
   });
   m.def("reverse", [](uintptr_t x, uintptr_t y, int blocks, int bug) {
-    check(launch(&reverse_kernel, dim3(blocks), dim3(kThreads), kThreads * sizeof(float), nullptr, at<const float>(x), at<float>(y), Bug(bug)));
+    check(launch(&reverse_kernel, dim3(blocks), dim3(kThreads), kThreads * sizeof(float), nullptr, at<const float>(x),
+                 at<float>(y), Bug(bug)));
   });
   m.def("copy_pairs", [](uintptr_t x, uintptr_t y, int offset) {
     check(launch(&copy_pairs_kernel, dim3(1), dim3(32), 0, nullptr, at<const float>(x), at<float>(y), offset));
@@ -86,8 +103,8 @@ PYBIND11_MODULE(emulated_simt_examples, m) {
     check(launch(&lanes_kernel, dim3(grid_x, grid_y), dim3(threads), shared_bytes, nullptr, nullptr));
   });
   pybind11::enum_<Bug> bugs(m, "Bug");
-  const char* names[] = {"none", "no_barrier", "barrier_in_branch", "two_barriers", "lane_gone", "mask_too_small", "not_in_mask",
-                         "shuffle_in_branch", "dynamic_overrun", "static_overrun", "misaligned", "lanes_disagree", "outside",
-                         "unwritten_shared"};
+  const char* names[] = {"none",           "no_barrier",     "barrier_in_branch", "two_barriers",    "lane_gone",
+                         "mask_too_small", "not_in_mask",    "shuffle_in_branch", "dynamic_overrun", "static_overrun",
+                         "misaligned",     "lanes_disagree", "outside",           "unwritten_shared"};
   for (int i = 0; i < int(sizeof names / sizeof names[0]); ++i) bugs.value(names[i], Bug(i));
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One fiber per CUDA thread: a stack of its own and a switch that costs some ten instructions, so that a block of 1024 threads is cheap.
+// One fiber per CUDA thread: a stack of its own and a switch that costs some ten instructions, so that a block of 1024
+// threads is cheap.
 #pragma once
 
 #include <sys/mman.h>
@@ -97,7 +98,8 @@ class Fiber {
   // Forgets a fiber that was left in the middle of a kernel.
   void discard() {
 #if defined(__SANITIZE_ADDRESS__)
-    if (memory_ != nullptr) __asan_unpoison_memory_region(stack(), kStack);  // the frames that never returned; the pages will serve others
+    if (memory_ != nullptr)
+      __asan_unpoison_memory_region(stack(), kStack);  // the frames that never returned; the pages will serve others
 #endif
     if (memory_ != nullptr) munmap(memory_, kStack + page());
     memory_ = nullptr;
@@ -108,7 +110,8 @@ class Fiber {
   char* stack() const { return static_cast<char*>(memory_) + page(); }
 
   void prepare(void (*entry)()) {
-    memory_ = mmap(nullptr, kStack + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    memory_ =
+        mmap(nullptr, kStack + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory_ == MAP_FAILED) {
       memory_ = nullptr;
       throw std::bad_alloc();

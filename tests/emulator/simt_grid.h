@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A grid, block after block: which thread runs next, who waits for whom, shared memory. Wrong synchronisation becomes an Error with its line.
+// A grid, block after block: which thread runs next, who waits for whom, shared memory. Wrong synchronisation becomes
+// an Error with its line.
 #pragma once
 
 #include <algorithm>
@@ -70,12 +71,15 @@ inline Thread& running() { return *grid().threads[grid().current]; }
 extern "C" unsigned char __start_fastcnn_shared[] __attribute__((weak));
 extern "C" unsigned char __stop_fastcnn_shared[] __attribute__((weak));
 
-// 0xff: a NaN in every floating type. Red zones between the variables are overwritten too, which only the uninstrumented code may do.
+// 0xff: a NaN in every floating type. Red zones between the variables are overwritten too, which only the
+// uninstrumented code may do.
 __attribute__((noinline, no_sanitize("address"))) inline void poison(unsigned char* begin, unsigned char* end) {
   for (volatile unsigned char* p = begin; p != end; ++p) *p = 0xff;
 }
 
-inline std::string name_of(int thread) { return "thread " + std::to_string(thread) + " at " + grid().threads[thread]->site.text(); }
+inline std::string name_of(int thread) {
+  return "thread " + std::to_string(thread) + " at " + grid().threads[thread]->site.text();
+}
 
 inline void run_threads() {
   running().fiber.arrived();
@@ -101,15 +105,18 @@ inline bool warp_is_complete(int thread) {
   const Grid& g = grid();
   const Thread& mine = *g.threads[thread];
   const int first = thread / kWarp * kWarp;
-  if (!(mine.mask >> (thread - first) & 1u)) throw Error("a lane waits with a mask that leaves it out: " + name_of(thread));
+  if (!(mine.mask >> (thread - first) & 1u))
+    throw Error("a lane waits with a mask that leaves it out: " + name_of(thread));
   bool complete = true;
   for (int lane = 0; lane < kWarp; ++lane) {
     if (!(mine.mask >> lane & 1u)) continue;
     const int other = first + lane;
     if (other >= g.count || g.threads[other]->wait == Wait::kFinished)
-      throw Error("the mask names lane " + std::to_string(lane) + ", which has exited or does not exist: " + name_of(thread));
+      throw Error("the mask names lane " + std::to_string(lane) +
+                  ", which has exited or does not exist: " + name_of(thread));
     const Thread& theirs = *g.threads[other];
-    complete &= theirs.wait == Wait::kWarp && theirs.mask == mine.mask && theirs.phase == mine.phase && theirs.site == mine.site;
+    complete &= theirs.wait == Wait::kWarp && theirs.mask == mine.mask && theirs.phase == mine.phase &&
+                theirs.site == mine.site;
   }
   return complete;
 }
@@ -132,7 +139,8 @@ inline std::vector<int> released() {
     for (int i = 0; i < g.count; ++i)
       if (g.threads[i]->wait == Wait::kWarp) throw Error("deadlock: not every lane of the mask arrives: " + name_of(i));
   }
-  if (finished > 0) throw Error("__syncthreads is not reached by " + std::to_string(finished) + " exited threads: " + name_of(first));
+  if (finished > 0)
+    throw Error("__syncthreads is not reached by " + std::to_string(finished) + " exited threads: " + name_of(first));
   for (int i = 0; i < g.count; ++i) {
     if (!(g.threads[i]->site == g.threads[first]->site))
       throw Error("__syncthreads is reached at different places: " + name_of(first) + " and " + name_of(i));
@@ -153,7 +161,8 @@ inline void run_block(std::mt19937_64& random) {
   std::iota(ready.begin(), ready.end(), 0);
   for (int i = 0; i < g.count; ++i) {
     Thread& thread = *g.threads[i];
-    thread.index = make_uint3(i % g.block_size.x, i / g.block_size.x % g.block_size.y, i / (g.block_size.x * g.block_size.y));
+    thread.index =
+        make_uint3(i % g.block_size.x, i / g.block_size.x % g.block_size.y, i / (g.block_size.x * g.block_size.y));
     thread.wait = Wait::kNothing;
   }
   while (!ready.empty()) {

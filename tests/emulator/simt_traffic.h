@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The traffic of a kernel, from the requests that vec.cuh reports: bytes asked for, use of the 32-byte sectors, bytes that leave L1, DRAM bytes
-// behind a model of the L2. The n-th helper call of each lane of a warp is one request of that warp, so a helper is reached by every live lane
-// (the access is predicated, the call is not branched around). A model: it knows no time, no registers, no replays.
+// The traffic of a kernel, from the requests that vec.cuh reports: bytes asked for, use of the 32-byte sectors, bytes
+// that leave L1, DRAM bytes behind a model of the L2. The n-th helper call of each lane of a warp is one request of
+// that warp, so a helper is reached by every live lane (the access is predicated, the call is not branched around). A
+// model: it knows no time, no registers, no replays.
 #pragma once
 
 #include <algorithm>
@@ -78,7 +79,8 @@ class Recorder {
     for (size_t i = 0; i < buffers_.size(); ++i) {
       const Buffer& buffer = buffers_[i];
       if (p < buffer.base || p + bytes > buffer.base + buffer.bytes) continue;
-      log_.push_back({buffer.address + uint64_t(p - buffer.base), block_, ordinal, uint16_t(g.current), uint8_t(bytes), uint8_t(i), store});
+      log_.push_back({buffer.address + uint64_t(p - buffer.base), block_, ordinal, uint16_t(g.current), uint8_t(bytes),
+                      uint8_t(i), store});
       return;
     }
     throw Error("an access outside every tensor at " + site.text());
@@ -108,8 +110,9 @@ class Recorder {
     return result;
   }
 
-  // DRAM bytes behind a least-recently-used L2 of `capacity` bytes, lines of 128 bytes filled by sectors, with `resident` blocks in flight that
-  // take turns, one request of every warp a turn. With one block at a time even the worst kernel would find all it needs in the cache.
+  // DRAM bytes behind a least-recently-used L2 of `capacity` bytes, lines of 128 bytes filled by sectors, with
+  // `resident` blocks in flight that take turns, one request of every warp a turn. With one block at a time even the
+  // worst kernel would find all it needs in the cache.
   double dram_bytes(size_t capacity, size_t resident) {
     sort();
     Cache cache(std::max<size_t>(1, capacity / kLine));
@@ -119,10 +122,12 @@ class Recorder {
     starts.push_back(log_.size());
     std::vector<std::pair<size_t, size_t>> live;
     for (size_t next = 0; next + 1 < starts.size() || !live.empty();) {
-      for (; live.size() < resident && next + 1 < starts.size(); ++next) live.push_back({starts[next], starts[next + 1]});
+      for (; live.size() < resident && next + 1 < starts.size(); ++next)
+        live.push_back({starts[next], starts[next + 1]});
       for (auto& [at, end] : live)
         for (const uint32_t turn = log_[at].ordinal; at < end && log_[at].ordinal == turn; ++at) cache.touch(log_[at]);
-      live.erase(std::remove_if(live.begin(), live.end(), [](const auto& b) { return b.first == b.second; }), live.end());
+      live.erase(std::remove_if(live.begin(), live.end(), [](const auto& b) { return b.first == b.second; }),
+                 live.end());
     }
     return cache.finish();
   }

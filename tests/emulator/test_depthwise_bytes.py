@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What depthwise 3x3, fp16, NHWC moves, counted on the emulator: a model of the memory, not a measurement.
 
-(a) input bytes requested, (b) use of the 32-byte sectors that a warp's request touches, (c) bytes that leave L1, and DRAM bytes behind an L2 of
-0.5 MB with 528 blocks in flight, both against the bytes of the tensors.
+(a) input bytes requested, (b) use of the 32-byte sectors that a warp's request touches, (c) bytes that leave L1, and
+DRAM bytes behind an L2 of 0.5 MB with 528 blocks in flight, both against the bytes of the tensors.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,14 @@ def shape(N: int, H: int, C: int, stride: int = 1, W: int = 0) -> Case:
     return Case(f"{N}x{H}x{W}x{C}-s{stride}", N, C, H, W, C, stride=(stride, stride), groups=C)
 
 
-SHAPES = [shape(1, 112, 32), shape(1, 112, 96, 2), shape(2, 56, 144), shape(2, 28, 192), shape(2, 14, 384), shape(2, 7, 960)]
+SHAPES = [
+    shape(1, 112, 32),
+    shape(1, 112, 96, 2),
+    shape(2, 56, 144),
+    shape(2, 28, 192),
+    shape(2, 14, 384),
+    shape(2, 7, 960),
+]
 # C * 2 bytes end in the middle of a sector: the least use of the sectors that is allowed
 PARTIAL = [(shape(1, 56, 72, 2), 0.87), (shape(1, 28, 120), 0.87), (shape(1, 15, 24, W=13), 0.75)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of the emulated kernels once more, the kernels compiled with ASan and UBSan: torch's own allocations get red zones too."""
+"""The tests of the emulated kernels once more, under ASan and UBSan: torch's own allocations get red zones too."""
 
 import os
 import subprocess
@@ -12,11 +12,15 @@ from tests.emulator import build
 TESTS = build.ROOT / "tests/emulator"
 # by file: what the short form runs of it; the long form runs all of each
 SHORT = {"test_simt.py": "forward or overrun"}
-FILES = sorted(path.name for path in TESTS.glob("test_*.py") if path.name not in ("test_sanitizers.py", "test_mutants.py"))
+FILES = sorted(
+    path.name for path in TESTS.glob("test_*.py") if path.name not in ("test_sanitizers.py", "test_mutants.py")
+)
 
 
 def runtime(name: str) -> str | None:
-    path = subprocess.run([build.COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+    path = subprocess.run(
+        [build.COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout
     return path.strip() if os.path.isabs(path) else None
 
 

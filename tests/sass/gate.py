@@ -97,6 +97,8 @@ def compile_kernels(source: str, arch: int, folder: Path) -> list[Kernel]:
         figures = dict(re.findall(r"(REG|STACK|SHARED):(\d+)", usage[mangled.strip()]))
         code = tuple((int(at, 16), line.strip()) for at, line in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text))
         kernels.append(
-            Kernel(*_identity(mangled.strip()), int(figures["REG"]), int(figures["STACK"]), int(figures["SHARED"]), code)
+            Kernel(
+                *_identity(mangled.strip()), int(figures["REG"]), int(figures["STACK"]), int(figures["SHARED"]), code
+            )
         )
     return kernels

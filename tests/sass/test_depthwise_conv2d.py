@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiles of depthwise_conv2d as machine code: instructions per output, registers, the accesses of the loop over rows."""
+"""The tiles of depthwise_conv2d as machine code: instructions per output, registers, accesses of its loop."""
 
 import re
 
 FORWARD = "depthwise_conv2d_forward_kernel"
 STRIP = {(3, 1): 4, (3, 2): 2, (5, 1): 2, (5, 2): 2, (7, 1): 1, (7, 2): 1}  # DepthwiseTile::kStrip
 LANES = {"float": 4, "half": 8, "bfloat16": 8}
-# Of the loop over rows, 9, 25 and 49 of them sums. ptxas 13.0 takes 21 and 29 for 3x3 on sm_80 and newer, 24 and 32 on sm_75.
+# Of the loop over rows, 9, 25 and 49 of them sums. ptxas 13.0 takes 21 and 29 for 3x3 from sm_80 on, 24 and 32 before.
 INSTRUCTIONS = {(3, 1): 26, (3, 2): 35, (5, 1): 42, (5, 2): 50, (7, 1): 84, (7, 2): 100}
 
 
