@@ -100,8 +100,9 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   return strides;
 }
 
-// A meta tensor beside CPU ones reaches the CPU kernels; its data pointer is null.
-void check_cpu(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "fastcnn: every tensor must be on the CPU, as x is"); }
+// A meta tensor beside CPU ones reaches the CPU kernels; its data pointer is null. One on a GPU takes the call to the CUDA kernels, whose
+// entry functions name what is not beside it.
+void check_not_meta(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu() || x.is_cuda(), "fastcnn: every tensor must be on the CPU, as x is"); }
 
 }  // namespace
 
@@ -126,14 +127,14 @@ Tensor empty_1d(const Tensor& like, int64_t size, ScalarType dtype) { return emp
 Tensor empty_1d(const Tensor& like, int64_t size) { return empty_1d(like, size, like.scalar_type()); }
 
 Tensor as_layout(const Tensor& x, Layout layout) {
-  check_cpu(x);
+  check_not_meta(x);
   if (is_dense(x, layout)) return x;
   Tensor copy = empty_4d(x, x.size(0), x.size(1), x.size(2), x.size(3), layout);
   return torch::stable::copy_(copy, x);
 }
 
 Tensor as_contiguous(const Tensor& x) {
-  check_cpu(x);
+  check_not_meta(x);
   if (x.is_contiguous()) return x;
   const auto sizes = x.sizes();
   const std::vector<int64_t> shape(sizes.begin(), sizes.end());
@@ -142,7 +143,7 @@ Tensor as_contiguous(const Tensor& x) {
 }
 
 Tensor as_accumulator(const Tensor& x, Dtype compute) {
-  check_cpu(x);
+  check_not_meta(x);
   const ScalarType wanted = compute == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
   if (x.scalar_type() == wanted) return as_contiguous(x);
   const auto sizes = x.sizes();

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels of h-swish on the emulator: values, tails, misaligned tensors, thread orders, traffic."""
+
+import pytest
+import torch
+
+from fastcnn.testing import DTYPES, Guarded, assert_close_fp64, away_from_knots
+
+
+@pytest.fixture
+def kernels(emulated):
+    module = emulated("hardswish")
+    module.set_order(0, 0)
+    return module
+
+
+def filled(count: int, dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
+    """Values around the knots that start ``offset`` elements after a 512-byte boundary."""
+    values = away_from_knots(torch.randn(count, dtype=torch.float64) * 3, distance=2e-2).to(dtype)
+    return placed(values, offset)
+
+
+def placed(values: torch.Tensor, offset: int) -> torch.Tensor:
+    storage = torch.full((values.numel() + offset + 512,), float("nan"), dtype=values.dtype)
+    start = -storage.data_ptr() % 512 // values.element_size() + offset
+    part = storage[start : start + values.numel()]
+    return part.copy_(values)
+
+
+def run(kernels, x, grad=None, y=None):
+    y = torch.full_like(x, float("nan")) if y is None else y
+    kernels.hardswish(str(x.dtype), 0 if grad is None else grad.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel())
+    return y
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 7, 8, 255, 256 * 8, 256 * 8 + 5])
+def test_values(kernels, dtype, count, order):
+    kernels.set_order(order, count)
+    x, grad = filled(count, dtype), placed(torch.randn(count).to(dtype), 0)
+    x64 = x.double().requires_grad_()
+    wanted = torch.nn.functional.hardswish(x64)
+    (slope,) = torch.autograd.grad(wanted, x64, grad.double())
+    assert_close_fp64(run(kernels, x), wanted, magnitude=wanted.detach().abs())
+    assert_close_fp64(run(kernels, x, grad), slope, magnitude=2 * grad.double().abs())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("which", ["x", "grad", "y"])
+def test_misaligned_tensors_take_the_scalar_path(kernels, dtype, which):
+    offset = {name: int(name == which) for name in ("x", "grad", "y")}
+    x, grad = filled(100, dtype, offset["x"]), placed(torch.randn(100).to(dtype), offset["grad"])
+    around = Guarded(placed(torch.zeros(100, dtype=dtype), offset["y"]))
+    wanted = torch.ops.aten.hardswish_backward(grad.double(), x.double())
+    got = run(kernels, x, grad, around.x if which != "y" else placed(torch.zeros(100, dtype=dtype), 1))
+    assert_close_fp64(got, wanted, magnitude=2 * grad.double().abs())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_else_is_written(kernels, dtype):
+    y = Guarded(torch.zeros(77, dtype=dtype))
+    run(kernels, filled(77, dtype), y=y.x)
+    margin = Guarded.MARGIN
+    assert y.buffer[:margin].isnan().all() and y.buffer[-margin:].isnan().all()
+    assert y.x.isfinite().all()
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_every_byte_moves_once_in_full_sectors(kernels, backward):
+    x, grad, y = (placed(torch.randn(4096 * 3).half(), 0) for _ in range(3))
+    buffers = {"x": x, "y": y, **({"grad": grad} if backward else {})}
+    kernels.start_traffic([(name, t.data_ptr(), t.nbytes) for name, t in buffers.items()])
+    run(kernels, x, grad if backward else None, y)
+    traffic = kernels.stop_traffic(512 << 10, 528)
+    total = sum(t.nbytes for t in buffers.values())
+    assert {name: (b["requested"], b["efficiency"]) for name, b in traffic["buffers"].items()} == {
+        name: (t.nbytes, 1.0) for name, t in buffers.items()
+    }
+    assert traffic["left_l1"] == traffic["dram"] == total
+    assert traffic["requests"] == total / 512

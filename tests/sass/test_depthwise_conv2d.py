@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiles of depthwise_conv2d as machine code: instructions per output, registers, accesses of its loop."""
+
+import re
+
+FORWARD = "depthwise_conv2d_forward_kernel"
+STRIP = {(3, 1): 4, (3, 2): 2, (5, 1): 2, (5, 2): 2, (7, 1): 1, (7, 2): 1}  # DepthwiseTile::kStrip
+LANES = {"float": 4, "half": 8, "bfloat16": 8}
+# Of the loop over rows, 9, 25 and 49 of them sums. ptxas 13.0 takes 21 and 29 for 3x3 from sm_80 on, 24 and 32 before.
+INSTRUCTIONS = {(3, 1): 26, (3, 2): 35, (5, 1): 42, (5, 2): 50, (7, 1): 84, (7, 2): 100}
+
+
+def tiles(kernels, arch):
+    """{(kernel size, stride, plain, dtype): kernel}"""
+    found = {(*k.parameters, k.dtype): k for k in kernels("depthwise_conv2d", arch) if k.name == FORWARD}
+    assert sorted({key[:2] for key in found}) == sorted(STRIP) and len(found) == 2 * len(STRIP) * len(LANES)
+    return found
+
+
+def per_output(kernel) -> float:
+    size, stride = kernel.parameters[:2]
+    return len(kernel.loop()) / (STRIP[size, stride] * LANES[kernel.dtype])
+
+
+def test_instructions_per_output(kernels, arch):
+    found = {key[:2]: per_output(k) for key, k in tiles(kernels, arch).items() if key[2:] == (1, "half")}
+    assert {key: figure for key, figure in found.items() if figure > INSTRUCTIONS[key]} == {}
+
+
+def test_the_loop_is_the_one_over_rows(kernels, arch):
+    """Each tap of each output is one FMA, and a row of y is stored once."""
+    for (size, stride, plain, dtype), kernel in tiles(kernels, arch).items():
+        if not plain:
+            continue
+        loop, outputs = kernel.loop(), STRIP[size, stride] * LANES[dtype]
+        sums = sum(2 if "FFMA2" in text else 1 for text in loop if "FFMA" in text)
+        assert sums >= size * size * outputs, kernel.label
+        stores = [text for text in loop if re.search(r"\bSTG\b", text)]
+        assert len(stores) == STRIP[size, stride] and all(".128" in text for text in stores), kernel.label
+        loads = [text for text in loop if re.search(r"\bLDG\b", text)]
+        columns = (STRIP[size, stride] - 1) * stride + size
+        assert len(loads) == stride * columns and all(".128" in text for text in loads), kernel.label
+
+
+def test_registers(kernels, arch):
+    for (size, _, plain, dtype), kernel in tiles(kernels, arch).items():
+        ceiling = 255 if not plain or size == 5 else 128 if size == 3 else 168 if arch < 100 else 255
+        if (arch, size, dtype) == (75, 3, "bfloat16"):
+            ceiling = 168  # rounding to bfloat16 is integer work before sm_80
+        assert kernel.registers <= ceiling, (kernel.label, kernel.registers)
+
+
+def test_shared_memory(kernels, arch):
+    """Weights and shifts as float, and the KiB that the system takes: four blocks fit in 64 KiB."""
+    chunk = {3: 32, 5: 16, 7: 8}
+    for (size, _, _, dtype), kernel in tiles(kernels, arch).items():
+        needed = 4 * (size * size + 1) * LANES[dtype] * chunk[size]
+        assert needed <= kernel.shared <= needed + 1024
+        assert 4 * kernel.shared <= 64 * 1024
