@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kernel shares on the device: the activations, one definition each, and the walk over a feature map.
+
+Prefixes: i_ index, o_ offset, m_ mask, b_ value of a block. A NaN input stays NaN: the comparisons are written so that an
+unordered one keeps x (tl.maximum would drop it). Numbers of ``fp64`` kernels come as the bits of a double, because Triton
+passes a Python float as float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _clamp6(x):
+    return tl.where(x <= 0, 0.0, tl.where(x >= 6, 6.0, x))
+
+
+@triton.jit
+def activate(x, KIND: tl.constexpr):
+    """The activation of a float32 or float64 block."""
+    if KIND == "identity":
+        y = x
+    elif KIND == "relu":
+        y = tl.where(x <= 0, 0.0, x)
+    elif KIND == "relu6":
+        y = _clamp6(x)
+    elif KIND == "hardswish":
+        y = x * _clamp6(x + 3) * (1 / 6)
+    elif KIND == "hardsigmoid":
+        y = _clamp6(x + 3) * (1 / 6)
+    elif KIND == "silu":
+        y = x / (1 + tl.exp(-x))
+    else:
+        tl.static_assert(KIND == "sigmoid", "unknown activation")
+        y = 1 / (1 + tl.exp(-x))
+    return y
+
+
+@triton.jit
+def slope(x, KIND: tl.constexpr):
+    """Its derivative, at a knot the one that torch takes."""
+    if KIND == "identity":
+        y = x * 0 + 1
+    elif KIND == "relu":
+        y = tl.where(x <= 0, 0.0, 1.0).to(x.dtype)
+    elif KIND == "relu6":
+        y = tl.where((x > 0) & (x < 6), 1.0, 0.0).to(x.dtype)
+    elif KIND == "hardswish":
+        y = tl.where(x <= -3, 0.0, tl.where(x >= 3, 1.0, x * (1 / 3) + 0.5))
+    elif KIND == "hardsigmoid":
+        y = tl.where((x > -3) & (x < 3), x * 0 + (1 / 6), x * 0)
+    elif KIND == "silu":
+        s = 1 / (1 + tl.exp(-x))
+        y = s * (1 + x * (1 - s))
+    else:
+        tl.static_assert(KIND == "sigmoid", "unknown activation")
+        s = 1 / (1 + tl.exp(-x))
+        y = s * (1 - s)
+    return y
+
+
+@triton.jit
+def number(bits, COMPUTE: tl.constexpr):
+    """The value of a float argument that came as the 64 bits of a double."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
+
+
+@triton.jit
+def load_or(pointer, offset, mask, OTHER: tl.constexpr, COMPUTE: tl.constexpr):
+    """A block of an optional vector, ``OTHER`` everywhere without one."""
+    if pointer is None:
+        b = tl.full(offset.shape, OTHER, COMPUTE)
+    else:
+        b = tl.load(pointer + offset, mask=mask, other=OTHER).to(COMPUTE)
+    return b
+
+
+@triton.jit
+def affine(mean, spread, weight, bias, o_c, m_c, eps_bits, VARIANCE: tl.constexpr, COMPUTE: tl.constexpr):
+    """(mean, 1 / std, weight, bias) of a block of channels, each neutral where it is not given."""
+    b_mean = load_or(mean, o_c, m_c, 0.0, COMPUTE)
+    b_invstd = load_or(spread, o_c, m_c, 1.0, COMPUTE)
+    if VARIANCE:
+        b_invstd = tl.rsqrt(b_invstd + number(eps_bits, COMPUTE))
+    return b_mean, b_invstd, load_or(weight, o_c, m_c, 1.0, COMPUTE), load_or(bias, o_c, m_c, 0.0, COMPUTE)
+
+
+@triton.jit
+def tile(rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """This program's part of a dense map as ``rows`` of ``units * VEC`` adjacent elements: (offset, mask, n, c, mask of c).
+
+    channels_last (LAST): a row is a pixel, a lane its channel. Else a row is a plane and a lane its pixel. The factor VEC
+    tells the compiler what divides the row length, so that accesses are 16 bytes wide for C = 24 too.
+    """
+    lanes = units * VEC
+    blocks = tl.cdiv(lanes, LANES)
+    i_row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    i_lane = (tl.program_id(0) % blocks) * LANES + tl.arange(0, LANES)[None, :]
+    m_row, m_lane = i_row < rows, i_lane < lanes
+    if LAST:
+        return i_row * lanes + i_lane, m_row & m_lane, i_row // P, i_lane, m_lane
+    return i_row * lanes + i_lane, m_row & m_lane, i_row // C, i_row % C, m_row
+
+
+@triton.jit
+def element(i_e, i_c, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr):
+    """Offset of element ``i_e`` (of N * P) of channel ``i_c`` in a dense map; VEC divides its contiguous dimension."""
+    if LAST:
+        return i_e * (c_units * VEC) + i_c
+    P = p_units * VEC
+    return (i_e // P) * (c_units * P) + i_c * P + i_e % P

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every launcher shares: memory formats, accumulation types, tile shapes."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 2048  # elements of a tile: 16 a thread at the default 4 warps, so two 16-byte accesses in float16
+
+
+def wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def compute_type(x: Tensor) -> tl.dtype:
+    return tl.float64 if x.dtype is torch.float64 else tl.float32
+
+
+def bits(value: float) -> int:
+    """A double as an integer argument: a float argument would be rounded to float32."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """PyTorch's own rule for the memory format of a result."""
+    return x.dim() == 4 and torch._prims_common.suggest_memory_format(x) is torch.channels_last
+
+
+def empty(x: Tensor, shape: torch.Size | tuple[int, ...], last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+
+
+def dense(x: Tensor | None, last: bool) -> Tensor | None:
+    """``x`` where it lies when it is dense in the format, else a copy that is."""
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    if x is None or x.is_contiguous(memory_format=memory_format):
+        return x
+    return empty(x, x.shape, last).copy_(x)
+
+
+def vector(dtype: torch.dtype, *lengths: int) -> int:
+    """Elements of the widest access, up to 16 bytes, that divides every length."""
+    width = 16 // dtype.itemsize
+    while any(length % width for length in lengths):
+        width //= 2
+    return width
+
+
+class Map(NamedTuple):
+    """A dense map as rows of adjacent elements, and the grid of tiles over it (_epilogue.tile)."""
+
+    grid: tuple[int]
+    rows: int
+    units: int
+    C: int
+    P: int
+    constants: dict[str, object]
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.rows, self.units, self.C, self.P
+
+
+def as_rows(x: Tensor, last: bool) -> Map:
+    N, C = x.shape[:2]
+    P = x.shape[2:].numel()
+    rows, length = (N * P, C) if last else (N * C, P)
+    VEC = vector(x.dtype, length)
+    LANES = min(triton.next_power_of_2(length), 1024)
+    ROWS = max(min(_TILE // LANES, triton.next_power_of_2(rows)), 1)
+    grid = (triton.cdiv(rows, ROWS) * triton.cdiv(length, LANES),)
+    constants = {"VEC": VEC, "LAST": last, "ROWS": ROWS, "LANES": LANES, "COMPUTE": compute_type(x)}
+    return Map(grid, rows, length // VEC, C, P, constants)
+
+
+class Columns(NamedTuple):
+    """A dense map as columns of N * P elements, one a channel, cut into chunks that are summed apart (_epilogue.element)."""
+
+    chunks: int
+    grid: tuple[int, int]
+    sizes: tuple[int, int, int, int]  # elements, elements of a chunk, and C and P in units of VEC in the contiguous one
+    constants: dict[str, object]
+
+
+_PROGRAMS = 512  # sums are cut until about so many programs run: a few for each multiprocessor of the largest GPUs
+
+
+def as_columns(x: Tensor, last: bool) -> Columns:
+    N, C = x.shape[:2]
+    P = x.shape[2:].numel()
+    VEC = vector(x.dtype, C if last else P)
+    CHANNELS = min(triton.next_power_of_2(C), 64) if last else 1
+    ELEMENTS = _TILE // CHANNELS
+    blocks = triton.cdiv(C, CHANNELS)
+    tiles = triton.cdiv(N * P, ELEMENTS)
+    chunk = triton.cdiv(tiles, max(min(_PROGRAMS // blocks, 256), 1)) * ELEMENTS
+    chunks = triton.cdiv(N * P, chunk)
+    units = (C // VEC, P) if last else (C, P // VEC)
+    constants = {"VEC": VEC, "LAST": last, "ELEMENTS": ELEMENTS, "CHANNELS": CHANNELS, "COMPUTE": compute_type(x)}
+    return Columns(chunks, (blocks, chunks), (N * P, chunk, *units), constants)
