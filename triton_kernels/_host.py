@@ -89,6 +89,15 @@ class Columns(NamedTuple):
     constants: dict[str, object]
 
 
+def column_tile(channels: int, elements: int, last: bool) -> tuple[int, int]:
+    """(channels, elements) of a tile that is summed over its elements; the contiguous one is served first."""
+    if last:
+        CHANNELS = min(triton.next_power_of_2(channels), 64)
+        return CHANNELS, min(_TILE // CHANNELS, triton.next_power_of_2(elements))
+    ELEMENTS = min(triton.next_power_of_2(elements), _TILE)
+    return min(triton.next_power_of_2(channels), _TILE // ELEMENTS), ELEMENTS
+
+
 _PROGRAMS = 512  # sums are cut until about so many programs run: a few for each multiprocessor of the largest GPUs
 
 
@@ -96,8 +105,7 @@ def as_columns(x: Tensor, last: bool) -> Columns:
     N, C = x.shape[:2]
     P = x.shape[2:].numel()
     VEC = vector(x.dtype, C if last else P)
-    CHANNELS = min(triton.next_power_of_2(C), 64) if last else 1
-    ELEMENTS = _TILE // CHANNELS
+    CHANNELS, ELEMENTS = column_tile(C, N * P, last)
     blocks = triton.cdiv(C, CHANNELS)
     tiles = triton.cdiv(N * P, ELEMENTS)
     chunk = triton.cdiv(tiles, max(min(_PROGRAMS // blocks, 256), 1)) * ELEMENTS

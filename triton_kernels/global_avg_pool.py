@@ -15,7 +15,7 @@ from . import _host
 from ._epilogue import tile
 from ._reduce import sum_parts
 
-_TILE, _PROGRAMS = 2048, 512
+_PROGRAMS = 512  # sums are cut until about so many programs run
 
 
 @triton.jit
@@ -59,8 +59,7 @@ def pixel_sums(x: Tensor, last: bool, y: Tensor, scale: float, factor: Tensor | 
     N, C = x.shape[:2]
     P = x.shape[2:].numel()
     VEC = _host.vector(x.dtype, C if last else P)
-    CHANNELS = min(triton.next_power_of_2(C), 64) if last else 1
-    PIXELS = max(min(_TILE // CHANNELS, triton.next_power_of_2(P)), 1)
+    CHANNELS, PIXELS = _host.column_tile(C, P, last)
     programs = N * triton.cdiv(C, CHANNELS)
     tiles = triton.cdiv(P, PIXELS)
     chunk = triton.cdiv(tiles, max(min(_PROGRAMS // programs, 64), 1)) * PIXELS

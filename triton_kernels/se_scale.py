@@ -82,10 +82,13 @@ def _se_scale_weight_kernel(grad_z, x, grad_weight, grad_bias, N, O, I, OUT: tl.
     m_o, m_i = i_o < O, i_i < I
     b = tl.zeros((OUT, IN), COMPUTE)
     b_bias = tl.zeros((OUT,), COMPUTE)
-    for n in range(0, N):
-        b_grad = tl.load(grad_z + n.to(tl.int64) * O + i_o, mask=m_o, other=0.0)
-        b += b_grad[:, None] * tl.load(x + n.to(tl.int64) * I + i_i, mask=m_i, other=0.0)[None, :]
+    p_grad, p_x = grad_z + i_o, x + i_i
+    for _ in range(0, N):
+        b_grad = tl.load(p_grad, mask=m_o, other=0.0)
+        b += b_grad[:, None] * tl.load(p_x, mask=m_i, other=0.0)[None, :]
         b_bias += b_grad
+        p_grad += O
+        p_x += I
     o = i_o.to(tl.int64)[:, None] * I + i_i[None, :]
     tl.store(grad_weight + o, b.to(grad_weight.dtype.element_ty), mask=m_o[:, None] & m_i[None, :])
     if tl.program_id(1) == 0:
