@@ -29,6 +29,11 @@ OPS = {  # op: the file of triton_kernels that has launch_<op>
     "global_avg_pool_backward": "global_avg_pool",
     "se_scale": "se_scale",
     "se_scale_backward": "se_scale",
+    "depthwise_conv2d": "depthwise_conv2d",
+    "depthwise_conv2d_backward": "depthwise_conv2d",
+    "conv_bn_act": "conv_bn_act",
+    "conv_bn_act_train": "conv_bn_act",
+    "conv_bn_act_backward": "conv_bn_act_backward",
 }
 _PACKAGE = "fastcnn.triton_kernels"
 

@@ -64,7 +64,7 @@ def slope(x, KIND: tl.constexpr):
 @triton.jit
 def number(bits, COMPUTE: tl.constexpr):
     """The value of a float argument that came as the 64 bits of a double."""
-    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
 
 
 @triton.jit
@@ -111,3 +111,40 @@ def element(i_e, i_c, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr):
         return i_e * (c_units * VEC) + i_c
     P = p_units * VEC
     return (i_e // P) * (c_units * P) + i_c * P + i_e % P
+
+
+@triton.jit
+def before_activation(b_z, residual, o_residual, m, bias, mean, spread, weight, shift, i_c, m_c, eps_bits,
+                      COMPUTE: tl.constexpr):  # fmt: skip
+    """bn(z + bias) + residual, everything optional; ``i_c`` the channels, shaped to go with ``b_z``."""
+    if bias is not None:
+        b_z += load_or(bias, i_c, m_c, 0.0, COMPUTE)
+    if spread is not None:
+        b_mean, b_invstd, b_weight, b_shift = affine(mean, spread, weight, shift, i_c, m_c, eps_bits, True, COMPUTE)
+        b_z = (b_z - b_mean) * (b_invstd * b_weight) + b_shift
+    if residual is not None:
+        b_z += tl.load(residual + o_residual, mask=m, other=0.0).to(COMPUTE)
+    return b_z
+
+
+@triton.jit
+def pixel_rows(i_n, i_p, m, t, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h, dilation_w, top, left,
+               KW: tl.constexpr, TRANSPOSED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
+    """(offset, mask) of the pixels of x that tap ``t`` of output pixels (i_n, i_p) reads."""
+    h = i_p // Wo
+    w = i_p % Wo
+    if TRANSPOSED:
+        h = h + top - (t // KW) * dilation_h
+        w = w + left - (t % KW) * dilation_w
+        m = m & (h >= 0) & (w >= 0) & (h % stride_h == 0) & (w % stride_w == 0)
+        h = h // stride_h
+        w = w // stride_w
+    else:
+        h = h * stride_h - top + (t // KW) * dilation_h
+        w = w * stride_w - left + (t % KW) * dilation_w
+        m = m & (h >= 0) & (w >= 0)
+    m = m & (h < H) & (w < W)
+    o = (h * W + w).to(tl.int64)
+    if LAST:
+        o *= x_s
+    return i_n * x_n + o, m

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,47 @@ def vector(dtype: torch.dtype, *lengths: int) -> int:
     while any(length % width for length in lengths):
         width //= 2
     return width
+
+
+def rows_of(x: Tensor, last: bool) -> tuple[Tensor, int, int]:
+    """(x, step from image to image, step from pixel to pixel or plane to plane); a channel slice is taken where it lies.
+
+    ``last``: channels adjacent and pixels evenly apart. Else: planes dense and side by side. Copied when it is neither.
+    """
+    N, C, *size = x.shape
+    P = x.shape[2:].numel()
+    if last:
+        H, W = size
+        step = x.stride(3) if W > 1 else x.stride(2) if H > 1 else x.stride(0) if N > 1 else C
+        even = ((N, x.stride(0), P * step), (H, x.stride(2), W * step), (C, x.stride(1), 1))
+        if step >= C and all(length == 1 or got == wanted for length, got, wanted in even):
+            return x, P * step, step
+        return dense(x, True), P * C, C
+    step = x.stride(0) if N > 1 else C * P
+    if x.numel() and step >= C * P and x[0].is_contiguous():
+        return x, step, P
+    return x.contiguous(), C * P, P
+
+
+def resolve_padding(padding: Sequence[int], x: Tensor, weight: Tensor, stride: Sequence[int],
+                    dilation: Sequence[int]) -> tuple[int, ...]:  # fmt: skip
+    """(left, right, top, bottom); four times -1 is TensorFlow's SAME, whose odd pixel goes to the right and the bottom."""
+    if tuple(padding) != (-1, -1, -1, -1):
+        return tuple(padding)
+    found = []
+    for i in (1, 0):
+        span = dilation[i] * (weight.shape[2 + i] - 1) + 1
+        total = max((-(-x.shape[2 + i] // stride[i]) - 1) * stride[i] + span - x.shape[2 + i], 0)
+        found += [total // 2, total - total // 2]
+    return tuple(found)
+
+
+def output_size(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+                dilation: Sequence[int]) -> tuple[int, int]:  # fmt: skip
+    """(Ho, Wo); ``padding`` as resolved."""
+    ends = (padding[2] + padding[3], padding[0] + padding[1])
+    spans = [dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+    return tuple((x.shape[2 + i] + ends[i] - spans[i]) // stride[i] + 1 for i in (0, 1))
 
 
 class Map(NamedTuple):

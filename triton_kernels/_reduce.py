@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _host
-from ._epilogue import element
+from ._epilogue import element, number
 
 _LANES, _PARTS = 128, 16
 
@@ -22,7 +22,7 @@ def _sum_parts_kernel(parts, y, S, L, scale_bits, LANES: tl.constexpr, PARTS: tl
     for s in range(0, S, PARTS):
         i_s = s + tl.arange(0, PARTS)[:, None]
         b_sum += tl.load(parts + i_s.to(tl.int64) * L + i_l[None, :], mask=(i_s < S) & m_l[None, :], other=0.0)
-    b_y = tl.sum(b_sum, 0) * scale_bits.to(tl.int64).to(tl.float64, bitcast=True).to(b_sum.dtype)
+    b_y = tl.sum(b_sum, 0) * number(scale_bits, b_sum.dtype)
     tl.store(y + i_l, b_y.to(y.dtype.element_ty), mask=m_l)
 
 

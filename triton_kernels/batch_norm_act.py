@@ -174,6 +174,13 @@ def launch_batch_norm_act_train(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, mean, 1 / std, new running mean, new running variance)."""
     last = _host.is_channels_last(x)
+    return train(x, last, running_mean, running_var, weight, bias, residual, momentum, eps, activation)
+
+
+def train(
+    x: Tensor, last: bool, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, residual: Tensor | None, momentum: float, eps: float, activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     mean, invstd = (torch.empty(x.shape[1], dtype=_host.wide(x), device=x.device) for _ in range(2))
     old = [None if v is None else v.contiguous() for v in (running_mean, running_var)]
     new = [torch.empty(0, dtype=x.dtype, device=x.device) if v is None else torch.empty_like(v) for v in old]

@@ -81,25 +81,6 @@ def _grid(rows: int, length: int) -> tuple[tuple[int, int], dict[str, int]]:
     return (triton.cdiv(rows, ROWS), triton.cdiv(length, LANES)), {"ROWS": ROWS, "LANES": LANES}
 
 
-def _slice_of_pixels(x: Tensor) -> tuple[Tensor, int]:
-    """(x, elements from one pixel to the next): channels_last memory or a channel slice of it, else a copy."""
-    N, C, H, W = x.shape
-    if x.stride(1) == 1 or C == 1:
-        step = x.stride(3) if W > 1 else x.stride(2) if H > 1 else x.stride(0) if N > 1 else C
-        wanted = (H * W * step, W * step, step)
-        if step >= C and all(size == 1 or got == w for size, got, w in zip((N, H, W), (x.stride(0), *x.stride()[2:]), wanted)):
-            return x, step
-    return _host.dense(x.contiguous(memory_format=torch.channels_last), True), C
-
-
-def _slice_of_planes(x: Tensor) -> tuple[Tensor, int]:
-    """(x, elements from one image to the next): contiguous planes side by side, else a copy."""
-    P = x.shape[2:].numel()
-    if x.shape[0] > 0 and x[0].is_contiguous() and x.stride(0) >= x[0].numel():
-        return x, x.stride(0) if x.shape[0] > 1 else x.shape[1] * P
-    return x.contiguous(), x.shape[1] * P
-
-
 def launch_channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Output channel i * groups + g is input channel g * (C // groups) + i."""
     C, last = x.shape[1], _host.is_channels_last(x)
@@ -111,7 +92,7 @@ def launch_channel_shuffle(x: Tensor, groups: int) -> Tensor:
         return y
     with torch.cuda.device_of(x):
         if not last:
-            x, step = _slice_of_planes(x)
+            x, step, _ = _host.rows_of(x, False)
             _planes(x, None, y, groups, step, 0)
         elif C == 2 * groups:
             rows, VEC = x.numel() // C, _host.vector(x.dtype, groups)
@@ -136,10 +117,10 @@ def launch_channel_shuffle_concat(x1: Tensor, x2: Tensor) -> Tensor:
 def _interleave(x1: Tensor, x2: Tensor, y: Tensor, last: bool) -> None:
     with torch.cuda.device_of(y):
         if not last:
-            (x1, step1), (x2, step2) = _slice_of_planes(x1), _slice_of_planes(x2)
+            (x1, step1, _), (x2, step2, _) = _host.rows_of(x1, False), _host.rows_of(x2, False)
             _planes(x1, x2, y, 2, step1, step2)
             return
-        (x1, step1), (x2, step2) = _slice_of_pixels(x1), _slice_of_pixels(x2)
+        (x1, _, step1), (x2, _, step2) = _host.rows_of(x1, True), _host.rows_of(x2, True)
         half = x1.shape[1]
         rows = y.numel() // (2 * half)
         VEC, V1, V2 = (_host.vector(y.dtype, n) for n in (half, step1, step2))

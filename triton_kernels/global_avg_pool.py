@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _host
-from ._epilogue import tile
+from ._epilogue import number, tile
 from ._reduce import sum_parts
 
 _PROGRAMS = 512  # sums are cut until about so many programs run
@@ -49,7 +49,7 @@ def _global_avg_pool_sums_kernel(x, factor, parts, N, C, c_units, p_units, chunk
 def _global_avg_pool_backward_kernel(grad, y, scale_bits, rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr,
                                      ROWS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
     o, m, i_n, i_c, _ = tile(rows, units, C, P, VEC, LAST, ROWS, LANES)
-    scale = scale_bits.to(tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
+    scale = number(scale_bits, COMPUTE)
     b_grad = tl.load(grad + i_n * C + i_c + 0 * o, mask=m).to(COMPUTE) * scale
     tl.store(y + o, b_grad.to(y.dtype.element_ty), mask=m)
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _host
-from ._epilogue import activate, load_or, slope, tile
+from ._epilogue import activate, load_or, number, slope, tile
 from .global_avg_pool import pixel_sums
 
 _OUT, _IN = 32, 64  # outputs and inputs of a layer that a program holds at a time
@@ -66,7 +66,7 @@ def _se_scale_gate_backward_kernel(grad_scale, z1, z2, w1, w2, grad_z1, grad_z2,
         b *= slope(tl.load(z1 + i_n * R + i_r, mask=i_r < R, other=0.0), ACTIVATION)
         tl.store(grad_z1 + i_n * R + i_r, b, mask=i_r < R)
     tl.debug_barrier()
-    mean = mean_bits.to(tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
+    mean = number(mean_bits, COMPUTE)
     for c in range(0, C, OUT):
         i_c = c + tl.arange(0, OUT)
         b = _layer(grad_z1 + i_n * R, w1, None, i_c, C, R, 1, C, IN, COMPUTE)

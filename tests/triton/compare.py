@@ -43,5 +43,7 @@ def compare(label: str, op: Callable[..., Tensor], exact: Callable[..., Tensor],
     assert_format(y, x, label)
     for name, value in got.items():
         assert value.dtype is rival[name].dtype, f"{label}: {name}"
-        assert value.stride() == rival[name].stride(), f"{label}: {name}: strides {value.stride()}, not {rival[name].stride()}"
+        if name != "result":  # the strides of gradients are those of the fakes, which the references share
+            strides = f"{value.stride()}, not {rival[name].stride()}"
+            assert value.stride() == rival[name].stride(), f"{label}: {name}: strides {strides}"
         assert_close_fp64(value, wanted[name].detach(), reduction=reduction, rival=rival[name], label=f"{label}: {name}")
