@@ -35,6 +35,7 @@ def run_checks(module: str) -> None:
 def _main(module: str) -> None:
     from tests.conftest import poisoned_allocations
 
+    _triton._package()  # so that a check may import fastcnn.triton_kernels before any op ran
     with pytest.MonkeyPatch.context() as patch:
         getattr(poisoned_allocations, "__wrapped__", poisoned_allocations)(patch)
         loaded = importlib.import_module(module)

@@ -24,7 +24,9 @@ def check_forward_and_backward():
     for number, case in enumerate(DEPTHWISE_CASES):
         if case.N == 0:
             continue
-        for layout, dtype in (("channels_last", torch.float32), ("nchw", torch.float16), (next(layouts), torch.float32)):
+        large = case.C * case.H * case.W > 3000 or case.kernel[0] * case.kernel[1] > 20
+        case = case._replace(N=1) if large else case
+        for layout, dtype in (("channels_last", torch.float32), ("nchw", torch.float16), (next(layouts), torch.float32))[: 3 - large]:
             geometry = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
             activation = exact.KINDS[number % len(exact.KINDS)]
             inputs = {"x": draw(case.N, case.C, case.H, case.W, dtype=dtype), "weight": draw(case.out, 1, *case.kernel, dtype=dtype)}
