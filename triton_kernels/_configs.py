@@ -32,13 +32,16 @@ TILES = {
 }  # fmt: skip
 
 
-def gemm_tile(dtype: torch.dtype, rows: int, columns: int, depth: int) -> Tile:
-    """The tile of a [rows, depth] x [depth, columns] product."""
+def gemm_tile(dtype: torch.dtype, rows: int, columns: int, depth: int, last: bool) -> Tile:
+    """The tile of a [rows, depth] x [depth, columns] product; in NCHW a thread's outputs each need an address of their own,
+    so there are fewer of them."""
     table = TILES[dtype.itemsize]
     tile = next((tile for widest, tile in table if columns <= widest), table[-1][1])
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     if dtype.itemsize == 2 and programs < _MULTIPROCESSORS:
         tile = tile._replace(rows=64, columns=min(tile.columns, 64), warps=4)
+    if not last and tile.columns >= 64:
+        tile = tile._replace(columns=64, warps=8 if tile.rows > 64 else 4)
     return tile._replace(depth=min(tile.depth, max(triton.next_power_of_2(depth), 16)))
 
 

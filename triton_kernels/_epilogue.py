@@ -100,17 +100,21 @@ def tile(rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.cons
     i_lane = (tl.program_id(0) % blocks) * LANES + tl.arange(0, LANES)[None, :]
     m_row, m_lane = i_row < rows, i_lane < lanes
     if LAST:
-        return i_row * lanes + i_lane, m_row & m_lane, i_row // P, i_lane, m_lane
-    return i_row * lanes + i_lane, m_row & m_lane, i_row // C, i_row % C, m_row
+        i_n, i_c, m_c = i_row // P, i_lane, m_lane
+    else:
+        i_n, i_c, m_c = i_row // C, i_row % C, m_row
+    return i_row * lanes + i_lane, m_row & m_lane, i_n, i_c, m_c
 
 
 @triton.jit
 def element(i_e, i_c, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr):
     """Offset of element ``i_e`` (of N * P) of channel ``i_c`` in a dense map; VEC divides its contiguous dimension."""
     if LAST:
-        return i_e * (c_units * VEC) + i_c
-    P = p_units * VEC
-    return (i_e // P) * (c_units * P) + i_c * P + i_e % P
+        o = i_e * (c_units * VEC) + i_c
+    else:
+        P = p_units * VEC
+        o = (i_e // P) * (c_units * P) + i_c * P + i_e % P
+    return o
 
 
 @triton.jit
@@ -144,7 +148,19 @@ def pixel_rows(i_n, i_p, m, t, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_
         w = w * stride_w - left + (t % KW) * dilation_w
         m = m & (h >= 0) & (w >= 0)
     m = m & (h < H) & (w < W)
-    o = (h * W + w).to(tl.int64)
+    o = h * W + w
     if LAST:
         o *= x_s
     return i_n * x_n + o, m
+
+
+@triton.jit
+def image_and_pixel(start, P, COUNT: tl.constexpr, INDEX: tl.constexpr):
+    """(first image, image of each from there on, pixel in it) of the COUNT pixels after ``start``.
+
+    What is added within a tile is INDEX, 32 bits unless the host found an image too large for it; the one 64-bit division
+    is of a scalar.
+    """
+    first = start // P
+    local = (start - first * P).to(INDEX) + tl.arange(0, COUNT)
+    return first, local // P, local % P

@@ -74,6 +74,11 @@ def rows_of(x: Tensor, last: bool) -> tuple[Tensor, int, int]:
     return x.contiguous(), C * P, P
 
 
+def index_type(rows: int, P: int, *images: int) -> tl.dtype:
+    """What offsets from the first image of a tile fit in, given the steps from image to image."""
+    return tl.int32 if ((rows - 1) // max(P, 1) + 2) * max(images) < 2**31 else tl.int64
+
+
 def resolve_padding(padding: Sequence[int], x: Tensor, weight: Tensor, stride: Sequence[int],
                     dilation: Sequence[int]) -> tuple[int, ...]:  # fmt: skip
     """(left, right, top, bottom); four times -1 is TensorFlow's SAME, whose odd pixel goes to the right and the bottom."""

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _host
-from ._epilogue import activate, before_activation, pixel_rows
+from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows
 from .batch_norm_act import train
 from .depthwise_conv2d import convolve_depthwise
 
@@ -32,31 +32,25 @@ def _conv_bn_act_forward_kernel(
     top, left, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, POINTWISE: tl.constexpr,
     TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VO: tl.constexpr, VC: tl.constexpr,
     VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
+    PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P, O, C = p_units * VP, o_units * VO, c_units * VC  # what the V.. divide, so that accesses can be 16 bytes wide
     group = tl.program_id(1)
     blocks = tl.cdiv(O, COLUMNS)
     first = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
     i_o = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    i_m = first + tl.arange(0, ROWS)
-    m_m, m_o = i_m < tl.cast(N, tl.int64) * P, i_o < O
-    # 64-bit division once; within the tile 32 bits do
-    local = (first % P).to(tl.int32) + tl.arange(0, ROWS)
-    i_n, i_p = first // P + local // P, local % P
-    x_n, x_s = tl.cast(x_n, tl.int64) * VX, tl.cast(x_s, tl.int64) * VX
+    m_m, m_o = first + tl.arange(0, ROWS) < tl.cast(N, tl.int64) * P, i_o < O
+    n, i_n, i_p = image_and_pixel(first, P, ROWS, INDEX)
     base = tl.cast(group, tl.int64) * C
-    if LAST:
-        x += base
-    else:
-        x += base * x_s
+    x += n * (tl.cast(x_n, tl.int64) * VX) + base * (1 if LAST else tl.cast(x_s, tl.int64) * VX)
+    y += n * (tl.cast(y_n, tl.int64) * VY)
+    if residual is not None:
+        residual += n * (tl.cast(r_n, tl.int64) * VR)
+    if gate is not None:
+        gate += n * C * tl.num_programs(1) + base
     weight += base * O * (KH * KW)
-    o_x, m_x = i_n * x_n, m_m
-    if POINTWISE:
-        if LAST:
-            o_x = i_m * x_s
-        else:
-            o_x += i_p
+    x_n, x_s = tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX
+    o_x, m_x = i_n * x_n + i_p * (x_s if LAST else 1), m_m
     blocks_c = tl.cdiv(C, DEPTH)
     b_acc = tl.zeros((ROWS, COLUMNS), COMPUTE)
     for step in range(0, KH * KW * blocks_c):
@@ -74,7 +68,7 @@ def _conv_bn_act_forward_kernel(
         else:
             b_x = tl.load(x + o_x[:, None] + (i_c * x_s)[None, :], mask=m, other=0.0)
         if gate is not None:
-            o = (i_n * (C * tl.num_programs(1)) + base)[:, None] + i_c[None, :]
+            o = (i_n * (C * tl.num_programs(1)))[:, None] + i_c[None, :]
             b_x = (b_x.to(COMPUTE) * tl.load(gate + o, mask=m, other=0.0).to(COMPUTE)).to(x.dtype.element_ty)
         if pre_scale is not None:
             b_scale = tl.load(pre_scale + base + i_c, mask=m_c, other=0.0).to(COMPUTE)[None, :]
@@ -88,9 +82,11 @@ def _conv_bn_act_forward_kernel(
         b_w = tl.load(weight + o_w, mask=m_c[:, None] & m_o[None, :], other=0.0)
         b_acc = tl.dot(b_x, b_w, b_acc, input_precision=PRECISION, out_dtype=COMPUTE)
     i_o += group * O
-    y_n, y_s, r_n, r_s = tl.cast(y_n, tl.int64) * VY, tl.cast(y_s, tl.int64) * VY, tl.cast(r_n, tl.int64) * VR, tl.cast(r_s, tl.int64) * VR
+    y_n, y_s = tl.cast(y_n, INDEX) * VY, tl.cast(y_s, INDEX) * VY
+    r_n, r_s = tl.cast(r_n, INDEX) * VR, tl.cast(r_s, INDEX) * VR
     if LAST:
-        o_y, o_r = (i_m * y_s)[:, None] + i_o[None, :], (i_m * r_s)[:, None] + i_o[None, :]
+        o_y = (i_n * y_n + i_p * y_s)[:, None] + i_o[None, :]
+        o_r = (i_n * r_n + i_p * r_s)[:, None] + i_o[None, :]
     else:
         o_y = (i_n * y_n + i_p)[:, None] + (i_o * y_s)[None, :]
         o_r = (i_n * r_n + i_p)[:, None] + (i_o * r_s)[None, :]
@@ -115,7 +111,7 @@ def gemm(
         raise ValueError(f"conv_bn_act: out must be a map or a channel slice of one, got strides {y.stride()}")
     residual, r_n, r_s = (None, 0, 0) if residual is None else _host.rows_of(residual, last)
     VP, VO, VC, VX, VY, VR = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (x_n, x_s), (y_n, y_s), (r_n, r_s)))
-    tile = _configs.gemm_tile(x.dtype, y.shape[0] * P, O, C)
+    tile = _configs.gemm_tile(x.dtype, y.shape[0] * P, O, C, last)
     vectors, prologue = ([None if v is None else v.contiguous() for v in some] for some in (vectors, prologue))
     grid = (triton.cdiv(y.shape[0] * P, tile.rows) * triton.cdiv(O, tile.columns), groups)
     with torch.cuda.device_of(x):
@@ -125,7 +121,7 @@ def gemm(
             *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
             TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
             COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x),
-            num_warps=tile.warps, num_stages=tile.stages,
+            INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return y
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _host
-from ._epilogue import pixel_rows
+from ._epilogue import image_and_pixel, pixel_rows
 from ._reduce import channel_sums, sum_parts
 from .batch_norm_act import backward as batch_norm_backward
 from .conv_bn_act import gemm, launch_conv_bn_act
@@ -27,7 +27,7 @@ def _conv_bn_act_backward_weight_kernel(
     grad, x, parts, N, p_units, o_units, c_units, g_n, g_s, x_n, x_s, Wo, H, W, stride_h, stride_w, dilation_h,
     dilation_w, top, left, chunk, KH: tl.constexpr, KW: tl.constexpr, POINTWISE: tl.constexpr, LAST: tl.constexpr,
     VP: tl.constexpr, VO: tl.constexpr, VC: tl.constexpr, VG: tl.constexpr, VX: tl.constexpr, OUT: tl.constexpr,
-    IN: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
+    IN: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P, O, C = p_units * VP, o_units * VO, c_units * VC
     group = tl.program_id(2)
@@ -36,38 +36,29 @@ def _conv_bn_act_backward_weight_kernel(
     t = tl.program_id(0) // blocks % (KH * KW)
     i_c = tl.program_id(0) % blocks * IN + tl.arange(0, IN)
     m_o, m_c = i_o < O, i_c < C
-    g_n, g_s, x_n, x_s = tl.cast(g_n, tl.int64) * VG, tl.cast(g_s, tl.int64) * VG, tl.cast(x_n, tl.int64) * VX, tl.cast(x_s, tl.int64) * VX
     first = tl.program_id(1).to(tl.int64) * chunk
     pixels = tl.cast(N, tl.int64) * P
-    if LAST:
-        grad += tl.cast(group, tl.int64) * O
-        x += tl.cast(group, tl.int64) * C
-    else:
-        grad += group * O * g_s
-        x += group * C * x_s
+    g_image, x_image = tl.cast(g_n, tl.int64) * VG, tl.cast(x_n, tl.int64) * VX
+    g_n, g_s, x_n, x_s = tl.cast(g_n, INDEX) * VG, tl.cast(g_s, INDEX) * VG, tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX
+    grad += tl.cast(group, tl.int64) * O * (1 if LAST else g_s)
+    x += tl.cast(group, tl.int64) * C * (1 if LAST else x_s)
     b_acc = tl.zeros((OUT, IN), COMPUTE)
     for m in range(0, tl.minimum(chunk, pixels - first), PIXELS):
-        i_m = first + m + tl.arange(0, PIXELS)
-        m_m = i_m < pixels
-        i_n, i_p = i_m // P, i_m % P
-        if LAST:
-            o_g = (i_m * g_s)[None, :] + i_o[:, None]
-        else:
-            o_g = (i_n * g_n + i_p)[None, :] + (i_o * g_s)[:, None]
-        m_x = m_m
+        start = tl.multiple_of(first + m, PIXELS)
+        m_m = start + tl.arange(0, PIXELS) < pixels
+        n, i_n, i_p = image_and_pixel(start, P, PIXELS, INDEX)
+        o_x, m_x = i_n * x_n + i_p * (x_s if LAST else 1), m_m
         if not POINTWISE:
             o_x, m_x = pixel_rows(i_n, i_p, m_m, t, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h, dilation_w, top,
                                   left, KW, False, LAST)  # fmt: skip
-        elif LAST:
-            o_x = i_m * x_s
-        else:
-            o_x = i_n * x_n + i_p
         if LAST:
+            o_g = (i_n * g_n + i_p * g_s)[None, :] + i_o[:, None]
             o_x = o_x[:, None] + i_c[None, :]
         else:
+            o_g = (i_n * g_n + i_p)[None, :] + (i_o * g_s)[:, None]
             o_x = o_x[:, None] + (i_c * x_s)[None, :]
-        b_grad = tl.load(grad + o_g, mask=m_o[:, None] & m_m[None, :], other=0.0)
-        b_x = tl.load(x + o_x, mask=m_x[:, None] & m_c[None, :], other=0.0)
+        b_grad = tl.load(grad + n * g_image + o_g, mask=m_o[:, None] & m_m[None, :], other=0.0)
+        b_x = tl.load(x + n * x_image + o_x, mask=m_x[:, None] & m_c[None, :], other=0.0)
         b_acc = tl.dot(b_grad, b_x, b_acc, input_precision=PRECISION, out_dtype=COMPUTE)
     o = (tl.program_id(1).to(tl.int64) * tl.num_programs(2) + group) * O + i_o
     o = (o * (KH * KW) + t)[:, None] * C + i_c[None, :]
@@ -83,7 +74,7 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
     x, x_n, x_s = _host.rows_of(x, last)
     VP, VO, VC, VG, VX = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (g_n, g_s), (x_n, x_s)))
     pixels = grad.shape[0] * P
-    tile = _configs.gemm_tile(x.dtype, O, C, pixels)
+    tile = _configs.gemm_tile(x.dtype, O, C, pixels, last)
     blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
     chunk = triton.cdiv(triton.cdiv(pixels, _configs.splits(blocks * groups, pixels, tile.depth)), tile.depth) * tile.depth
     parts = torch.empty((triton.cdiv(pixels, chunk), groups * O, kH * kW, C), dtype=_host.wide(x), device=x.device)
@@ -92,8 +83,8 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
             grad, x, parts, grad.shape[0], P // VP, O // VO, C // VC, g_n // VG, g_s // VG, x_n // VX, x_s // VX,
             grad.shape[3], *x.shape[2:], *stride, *dilation, padding[2], padding[0], chunk, KH=kH, KW=kW,
             POINTWISE=pointwise, LAST=last, VP=VP, VO=VO, VC=VC, VG=VG, VX=VX, OUT=tile.rows, IN=tile.columns,
-            PIXELS=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x), num_warps=tile.warps,
-            num_stages=tile.stages,
+            PIXELS=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x),
+            INDEX=_host.index_type(tile.depth, P, g_n, x_n), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     found = sum_parts(parts, _host.empty(weight, weight.shape, True))  # [O, kH, kW, C] in memory
     return _in_format_of(weight, found)

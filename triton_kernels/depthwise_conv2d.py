@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _host
-from ._epilogue import activate, before_activation, pixel_rows, slope
+from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, slope
 from ._reduce import channel_sums, sum_parts
 
 _UNROLLED = 25  # taps; a larger kernel is walked row by row
@@ -56,18 +56,22 @@ def _depthwise_conv2d_forward_kernel(
     y_s, r_n, r_s, g_n, g_s, Wo, H, W, stride_h, stride_w, dilation_h, dilation_w, top, left, KH: tl.constexpr,
     KW: tl.constexpr, MULTIPLIER: tl.constexpr, UNROLL: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
     LAST: tl.constexpr, VP: tl.constexpr, VC: tl.constexpr, VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr,
-    VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+    VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P, C = p_units * VP, c_units * VC  # of y
     blocks = tl.cdiv(C, CHANNELS)
     first = (tl.program_id(0) // blocks).to(tl.int64) * PIXELS
     i_o = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
     m_m, m_o = first + tl.arange(0, PIXELS) < tl.cast(N, tl.int64) * P, i_o < C
-    # 64-bit division once; within the tile 32 bits do
-    local = (first % P).to(tl.int32) + tl.arange(0, PIXELS)
-    i_n, i_p = first // P + local // P, local % P
-    x_n, x_s, y_n, y_s = tl.cast(x_n, tl.int64) * VX, tl.cast(x_s, tl.int64) * VX, tl.cast(y_n, tl.int64) * VY, tl.cast(y_s, tl.int64) * VY
-    r_n, r_s, g_n, g_s = tl.cast(r_n, tl.int64) * VR, tl.cast(r_s, tl.int64) * VR, tl.cast(g_n, tl.int64) * VG, tl.cast(g_s, tl.int64) * VG
+    n, i_n, i_p = image_and_pixel(first, P, PIXELS, INDEX)
+    x += n * (tl.cast(x_n, tl.int64) * VX)
+    y += n * (tl.cast(y_n, tl.int64) * VY)
+    if residual is not None:
+        residual += n * (tl.cast(r_n, tl.int64) * VR)
+    if grad is not None:
+        grad += n * (tl.cast(g_n, tl.int64) * VG)
+    x_n, x_s, y_n, y_s = tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX, tl.cast(y_n, INDEX) * VY, tl.cast(y_s, INDEX) * VY
+    r_n, r_s, g_n, g_s = tl.cast(r_n, INDEX) * VR, tl.cast(r_s, INDEX) * VR, tl.cast(g_n, INDEX) * VG, tl.cast(g_s, INDEX) * VG
     b_acc = tl.zeros((PIXELS, CHANNELS), COMPUTE)
     if UNROLL:
         for t in tl.static_range(KH * KW):
@@ -96,30 +100,29 @@ def _depthwise_conv2d_backward_weight_kernel(
     grad, x, parts, N, p_units, c_units, g_n, g_s, x_n, x_s, Wo, H, W, stride_h, stride_w, dilation_h, dilation_w, top,
     left, chunk, KH: tl.constexpr, KW: tl.constexpr, MULTIPLIER: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr,
     VC: tl.constexpr, VX: tl.constexpr, VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-    TAPS: tl.constexpr, COMPUTE: tl.constexpr,
+    TAPS: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P, C = p_units * VP, c_units * VC  # of grad
     i_o = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     m_o = i_o < C
     t_first = tl.program_id(2) * TAPS
     i_t = tl.arange(0, TAPS)[:, None]
-    g_n, g_s, x_n, x_s = tl.cast(g_n, tl.int64) * VG, tl.cast(g_s, tl.int64) * VG, tl.cast(x_n, tl.int64) * VX, tl.cast(x_s, tl.int64) * VX
+    g_image, x_image = tl.cast(g_n, tl.int64) * VG, tl.cast(x_n, tl.int64) * VX
+    g_n, g_s, x_n, x_s = tl.cast(g_n, INDEX) * VG, tl.cast(g_s, INDEX) * VG, tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX
     first = tl.program_id(1).to(tl.int64) * chunk
     pixels = tl.cast(N, tl.int64) * P
     b_acc = tl.zeros((TAPS, CHANNELS), COMPUTE)
     for m in range(0, tl.minimum(chunk, pixels - first), PIXELS):
-        i_m = first + m + tl.arange(0, PIXELS)
-        m_m = i_m < pixels
-        i_n, i_p = i_m // P, (i_m % P).to(tl.int32)
-        if LAST:
-            o_g = i_m * g_s
-        else:
-            o_g = i_n * g_n + i_p
-        b_grad = tl.load(grad + _offset(o_g, i_o, g_s, LAST), mask=m_m[:, None] & m_o[None, :], other=0.0).to(COMPUTE)
+        start = tl.multiple_of(first + m, PIXELS)
+        m_m = start + tl.arange(0, PIXELS) < pixels
+        n, i_n, i_p = image_and_pixel(start, P, PIXELS, INDEX)
+        o_g = _offset(i_n * g_n + i_p * (g_s if LAST else 1), i_o, g_s, LAST)
+        b_grad = tl.load(grad + n * g_image + o_g, mask=m_m[:, None] & m_o[None, :], other=0.0).to(COMPUTE)
         for j in tl.static_range(TAPS):
             o_x, m_x = pixel_rows(i_n, i_p, m_m & (t_first + j < KH * KW), t_first + j, x_n, x_s, H, W, Wo, stride_h,
                                   stride_w, dilation_h, dilation_w, top, left, KW, False, LAST)  # fmt: skip
-            b_x = tl.load(x + _offset(o_x, i_o // MULTIPLIER, x_s, LAST), mask=m_x[:, None] & m_o[None, :], other=0.0)
+            o_x = _offset(o_x, i_o // MULTIPLIER, x_s, LAST)
+            b_x = tl.load(x + n * x_image + o_x, mask=m_x[:, None] & m_o[None, :], other=0.0)
             b_acc += tl.where(i_t == j, tl.sum(b_x.to(COMPUTE) * b_grad, 0)[None, :], 0.0)
     i_t += t_first
     o = (tl.program_id(1).to(tl.int64) * C + i_o)[None, :] * (KH * KW) + i_t
@@ -149,6 +152,7 @@ def convolve_depthwise(
             padding[2], padding[0], KH=kH, KW=kW, MULTIPLIER=multiplier, UNROLL=kH * kW <= _UNROLLED,
             ACTIVATION=activation, TRANSPOSED=transposed, LAST=last, VP=VP, VC=VC, VX=V[0], VY=V[1], VR=V[2], VG=V[3],
             PIXELS=PIXELS, CHANNELS=CHANNELS, COMPUTE=_host.compute_type(x),
+            INDEX=_host.index_type(PIXELS, P, *(step[1] for step in steps)),
         )  # fmt: skip
     return y
 
@@ -184,6 +188,7 @@ def _backward_weight(grad: Tensor, x: Tensor, y: Tensor, last: bool, geometry: S
             *stride, *dilation, padding[2], padding[0], columns.sizes[1], KH=kH, KW=kW, MULTIPLIER=O // x.shape[1],
             LAST=last, VP=VP, VC=VC, VX=VX, VG=VG, PIXELS=columns.constants["ELEMENTS"],
             CHANNELS=columns.constants["CHANNELS"], TAPS=TAPS, COMPUTE=_host.compute_type(x),
+            INDEX=_host.index_type(columns.constants["ELEMENTS"], P, g_n, x_n),
         )  # fmt: skip
     sum_parts(parts, y)
 

@@ -162,7 +162,8 @@ def test_streaming_kernels(compiled, arch, last):
     for kernel in compiled(arch, lambda: _streaming(torch.float16, last)).values():
         _check(kernel, torch.float16, wide=kernel.name not in NARROW)
         if "sums" not in kernel.name and "statistics" not in kernel.name and kernel.name not in NARROW - {"global_avg_pool_backward_kernel"}:
-            assert kernel.count(r"\bSTG\.\S*128\b"), f"{kernel.name}: no 128-bit store"
+            width = 64 if "split" in kernel.name else 128  # a thread loads 16 bytes and has 8 for each half
+            assert kernel.count(rf"\bSTG\.\S*{width}\b"), f"{kernel.name}: no {width}-bit store"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -200,11 +201,15 @@ def test_float32_stays_float32(compiled, arch):
     assert not torch.backends.cuda.matmul.allow_tf32
     for kernel in compiled(arch, lambda: _gemm(torch.float32, True, 24, 72)).values():
         _check(kernel, torch.float32, wide=kernel.name not in NARROW)
-        assert kernel.count(r"\bFFMA") and not kernel.count(r"\b\w*[HG]MMA\b"), f"{kernel.name}: a tensor-core instruction"
+        assert not kernel.count(r"\b\w*[HG]MMA\b"), f"{kernel.name}: a tensor-core instruction"
+        assert kernel.name in NARROW or kernel.count(r"\bFFMA\b"), f"{kernel.name}: no multiplication at all"
 
 
-def test_tf32_shows_when_it_is_allowed(compiled, monkeypatch):
+def test_tf32_shows_when_it_is_allowed(compiled):
     """The check above can fail."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    found = compiled(80, lambda: _gemm(torch.float32, True, 24, 72, backward=False))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        found = compiled(80, lambda: _gemm(torch.float32, True, 24, 72, backward=False))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
     assert found["conv_bn_act_forward_kernel"].count(r"\.TF32\b")
