@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tile of every GEMM, by shape: one table, read at the launch. Nothing is tuned inside a call.
 
-Chosen by arithmetic, not yet by a measurement: outputs of mobile nets are narrow (16 to 320), so a tile is as wide as the
-output where it can be and 64 or 128 rows high, which is what a Hopper warp group multiplies; fewer rows while they would
-leave multiprocessors idle. float32 has no tensor cores without TF32: its tiles keep the operands in registers.
+Chosen by arithmetic, not yet by a measurement: outputs of mobile nets are narrow (16 to 320), so a tile is as wide as
+the output where it can be and 64 or 128 rows high, which is what a Hopper warp group multiplies; fewer rows while
+they would leave multiprocessors idle. float32 has no tensor cores without TF32: its tiles keep the operands in
+registers.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ class Tile(NamedTuple):
 
 # bytes of an element: (widest output, tile), the first that is wide enough, else the last
 TILES = {
-    2: ((16, Tile(128, 16, 64, 4, 3)), (32, Tile(128, 32, 64, 4, 3)), (64, Tile(128, 64, 64, 4, 3)), (0, Tile(128, 128, 64, 8, 3))),
+    2: ((16, Tile(128, 16, 64, 4, 3)), (32, Tile(128, 32, 64, 4, 3)), (64, Tile(128, 64, 64, 4, 3)),
+        (0, Tile(128, 128, 64, 8, 3))),
     4: ((16, Tile(64, 16, 32, 4, 2)), (32, Tile(64, 32, 32, 4, 2)), (0, Tile(64, 64, 16, 4, 2))),
     8: ((16, Tile(32, 16, 16, 4, 1)), (0, Tile(32, 32, 16, 4, 1))),
 }  # fmt: skip
 
 
 def gemm_tile(dtype: torch.dtype, rows: int, columns: int, depth: int, last: bool) -> Tile:
-    """The tile of a [rows, depth] x [depth, columns] product; in NCHW a thread's outputs each need an address of their own,
-    so there are fewer of them."""
+    """The tile of a [rows, depth] x [depth, columns] product; ``last``: channels_last.
+
+    In NCHW each output of a thread needs an address of its own, so there are fewer of them.
+    """
     table = TILES[dtype.itemsize]
     tile = next((tile for widest, tile in table if columns <= widest), table[-1][1])
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)

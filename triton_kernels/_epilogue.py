@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every kernel shares on the device: the activations, one definition each, and the walk over a feature map.
 
-Prefixes: i_ index, o_ offset, m_ mask, b_ value of a block. A NaN input stays NaN: the comparisons are written so that an
-unordered one keeps x (tl.maximum would drop it). Numbers of ``fp64`` kernels come as the bits of a double, because Triton
-passes a Python float as float32.
+Prefixes: i_ index, o_ offset, m_ mask, b_ value of a block. A NaN input stays NaN: the comparisons are written so
+that an unordered one keeps x (tl.maximum would drop it). Numbers of ``fp64`` kernels come as the bits of a double,
+because Triton passes a Python float as float32.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def affine(mean, spread, weight, bias, o_c, m_c, eps_bits, VARIANCE: tl.constexp
 
 @triton.jit
 def tile(rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """This program's part of a dense map as ``rows`` of ``units * VEC`` adjacent elements: (offset, mask, n, c, mask of c).
+    """This program's part of a dense map as ``rows`` of ``units * VEC`` elements: (offset, mask, n, c, mask of c).
 
-    channels_last (LAST): a row is a pixel, a lane its channel. Else a row is a plane and a lane its pixel. The factor VEC
-    tells the compiler what divides the row length, so that accesses are 16 bytes wide for C = 24 too.
+    channels_last (LAST): a row is a pixel, a lane its channel. Else a row is a plane and a lane its pixel. The factor
+    VEC tells the compiler what divides the row length, so that accesses are 16 bytes wide for C = 24 too.
     """
     lanes = units * VEC
     blocks = tl.cdiv(lanes, LANES)
@@ -155,11 +155,17 @@ def pixel_rows(i_n, i_p, m, t, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_
 
 
 @triton.jit
+def steps(n, s, V: tl.constexpr, INDEX: tl.constexpr):
+    """The step from image to image in 64 bits; within a tile, it and the one from pixel to pixel or plane to plane."""
+    return tl.cast(n, tl.int64) * V, tl.cast(n, INDEX) * V, tl.cast(s, INDEX) * V
+
+
+@triton.jit
 def image_and_pixel(start, P, COUNT: tl.constexpr, INDEX: tl.constexpr):
     """(first image, image of each from there on, pixel in it) of the COUNT pixels after ``start``.
 
-    What is added within a tile is INDEX, 32 bits unless the host found an image too large for it; the one 64-bit division
-    is of a scalar.
+    What is added within a tile is INDEX, 32 bits unless the host found an image too large for it; the one 64-bit
+    division is of a scalar.
     """
     first = start // P
     local = (start - first * P).to(INDEX) + tl.arange(0, COUNT)

@@ -55,7 +55,7 @@ def vector(dtype: torch.dtype, *lengths: int) -> int:
 
 
 def rows_of(x: Tensor, last: bool) -> tuple[Tensor, int, int]:
-    """(x, step from image to image, step from pixel to pixel or plane to plane); a channel slice is taken where it lies.
+    """(x, step from image to image, from pixel to pixel or plane to plane); a channel slice is taken where it lies.
 
     ``last``: channels adjacent and pixels evenly apart. Else: planes dense and side by side. Copied when it is neither.
     """
@@ -81,7 +81,7 @@ def index_type(rows: int, P: int, *images: int) -> tl.dtype:
 
 def resolve_padding(padding: Sequence[int], x: Tensor, weight: Tensor, stride: Sequence[int],
                     dilation: Sequence[int]) -> tuple[int, ...]:  # fmt: skip
-    """(left, right, top, bottom); four times -1 is TensorFlow's SAME, whose odd pixel goes to the right and the bottom."""
+    """(left, right, top, bottom); four times -1 is TensorFlow's SAME: the odd pixel goes right and to the bottom."""
     if tuple(padding) != (-1, -1, -1, -1):
         return tuple(padding)
     found = []
@@ -128,7 +128,7 @@ def as_rows(x: Tensor, last: bool) -> Map:
 
 
 class Columns(NamedTuple):
-    """A dense map as columns of N * P elements, one a channel, cut into chunks that are summed apart (_epilogue.element)."""
+    """A dense map as columns of N * P elements, one a channel, cut into chunks summed apart (_epilogue.element)."""
 
     chunks: int
     grid: tuple[int, int]

@@ -37,15 +37,28 @@ def sum_parts(parts: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
 
 
 @triton.jit
-def _channel_sums_kernel(x, parts, elements, chunk, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr,
-                         ELEMENTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
+def _channel_sums_kernel(
+    x,
+    parts,
+    elements,
+    chunk,
+    c_units,
+    p_units,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     C = c_units * VEC if LAST else c_units
     i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     first = tl.program_id(1).to(tl.int64) * chunk
     b_sum = tl.zeros((ELEMENTS, CHANNELS), COMPUTE)
     for e in range(0, chunk, ELEMENTS):
         i_e = first + e + tl.arange(0, ELEMENTS)[:, None]
-        b_sum += tl.load(x + element(i_e, i_c, c_units, p_units, VEC, LAST), mask=(i_e < elements) & (i_c < C), other=0.0).to(COMPUTE)
+        b_sum += tl.load(
+            x + element(i_e, i_c, c_units, p_units, VEC, LAST), mask=(i_e < elements) & (i_c < C), other=0.0
+        ).to(COMPUTE)
     tl.store(parts + tl.program_id(1) * C + i_c, tl.sum(b_sum, 0)[None, :], mask=i_c < C)
 
 

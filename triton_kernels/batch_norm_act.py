@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norm with residual and activation: eval in one pass, training in two over x, backward in two over x and grad.
 
-Bytes an element: eval 2 (3 with residual), training 3 (4), backward 5 (8 with residual and its gradient): the activation
-and the normalised x are computed again instead of kept. Statistics: each program takes mean and squared deviations of its
-chunk tile by tile and merges them by Chan's formula, a second kernel merges the chunks, always in the same order.
+Bytes an element: eval 2 (3 with residual), training 3 (4), backward 5 (8 with residual and its gradient): the
+activation and the normalised x are computed again instead of kept. Statistics: each program takes mean and squared
+deviations of its chunk tile by tile and merges them by Chan's formula, a second kernel merges the chunks, always in
+the same order.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def _batch_norm_act_statistics_kernel(
 
 @triton.jit
 def _batch_norm_act_merge_kernel(
-    means, squares, mean, invstd, running_mean, running_var, new_mean, new_var, momentum_bits, eps_bits, elements, chunk,
-    S, C, PARTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+    means, squares, mean, invstd, running_mean, running_var, new_mean, new_var, momentum_bits, eps_bits, elements,
+    chunk, S, C, PARTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     m_c = i_c < C
@@ -120,7 +121,9 @@ def _batch_norm_act_backward_sums_kernel(
         i_e = first + e + tl.arange(0, ELEMENTS)[:, None]
         o = element(i_e, i_c, c_units, p_units, VEC, LAST)
         m = (i_e < elements) & m_c
-        b_normal, b_grad = _normal_and_slope(x, grad, residual, o, m, b_mean, b_invstd, b_weight, b_bias, ACTIVATION, COMPUTE)
+        b_normal, b_grad = _normal_and_slope(
+            x, grad, residual, o, m, b_mean, b_invstd, b_weight, b_bias, ACTIVATION, COMPUTE
+        )
         b_grad = tl.where(m, b_grad, 0.0)
         b_sum += tl.sum(b_grad, 0)[None, :]
         b_normal_sum += tl.sum(b_grad * b_normal, 0)[None, :]
@@ -137,7 +140,9 @@ def _batch_norm_act_backward_kernel(
 ):  # fmt: skip
     o, m, _, i_c, m_c = tile(rows, units, C, P, VEC, LAST, ROWS, LANES)
     b_mean, b_invstd, b_weight, b_bias = affine(mean, invstd, weight, bias, i_c, m_c, 0, False, COMPUTE)
-    b_normal, b_grad = _normal_and_slope(x, grad, residual, o, m, b_mean, b_invstd, b_weight, b_bias, ACTIVATION, COMPUTE)
+    b_normal, b_grad = _normal_and_slope(
+        x, grad, residual, o, m, b_mean, b_invstd, b_weight, b_bias, ACTIVATION, COMPUTE
+    )
     if grad_residual is not None:
         tl.store(grad_residual + o, b_grad.to(grad_residual.dtype.element_ty), mask=m)
     if grad_x is not None:
@@ -156,14 +161,15 @@ def apply(x: Tensor, last: bool, mean: Tensor, spread: Tensor, weight: Tensor | 
         rows = _host.as_rows(x, last)
         with torch.cuda.device_of(x):
             _batch_norm_act_apply_kernel[rows.grid](
-                _host.dense(x, last), _host.dense(residual, last), y, mean, spread, weight, bias, _host.bits(eps or 0.0),
-                *rows.sizes, ACTIVATION=activation, VARIANCE=eps is not None, **rows.constants,
+                _host.dense(x, last), _host.dense(residual, last), y, mean, spread, weight, bias,
+                _host.bits(eps or 0.0), *rows.sizes, ACTIVATION=activation, VARIANCE=eps is not None, **rows.constants,
             )  # fmt: skip
     return y
 
 
 def launch_batch_norm_act(x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None,
-                          bias: Tensor | None, residual: Tensor | None, eps: float, activation: str) -> Tensor:  # fmt: skip
+                          bias: Tensor | None, residual: Tensor | None, eps: float,
+                          activation: str) -> Tensor:  # fmt: skip
     vectors = [None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)]
     return apply(x, _host.is_channels_last(x), *vectors, residual, eps, activation)
 
@@ -234,8 +240,9 @@ def launch_batch_norm_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(grad_x, grad_weight, grad_bias, grad_residual); what the mask switches off is an empty tensor."""
     last = _host.is_channels_last(x)
+    maps, vectors = (mask[0], mask[3]), mask[1] or mask[2]
     grad_x, grad_residual, sums = backward(
-        grad, x, last, mean, invstd, weight, bias, residual, training, activation, (mask[0], mask[3]), mask[1] or mask[2]
+        grad, x, last, mean, invstd, weight, bias, residual, training, activation, maps, vectors
     )
     none = [torch.empty(0, dtype=x.dtype, device=x.device) for _ in range(4)]
     return (

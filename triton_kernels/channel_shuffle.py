@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Channel shuffle, its inverse, and concat + shuffle: one read and one write an element.
 
-channels_last: two groups (ShuffleNetV2, and concat with two inputs where they lie) are interleaved in registers, and their
-inverse is split there, so that both sides are 16-byte accesses; any other number of groups reads its channels one by one
-from a pixel that the cache holds. NCHW: whole planes are copied.
+channels_last: two groups (ShuffleNetV2, and concat with two inputs where they lie) are interleaved in registers, and
+their inverse is split there, so that both sides are 16-byte accesses; any other number of groups reads its channels
+one by one from a pixel that the cache holds. NCHW: whole planes are copied.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution as a tensor-core GEMM with batch norm, residual and activation in its epilogue.
 
-[N * Ho * Wo, C * kH * kW] x [C * kH * kW, O], the left side never formed: a program owns ``ROWS`` pixels and ``COLUMNS``
-outputs and walks over taps and channels. 1x1 with stride 1 is the case where a row is a pixel of x. x is read once for every
-COLUMNS outputs, the weight once for every ROWS pixels (neighbouring programs share x, so that L2 serves it), y is written
-once, into a channel slice of a wider map when ``out`` is one. On x as it loads: a scale for each image and channel
-(squeeze-and-excitation) or scale, shift and ReLU for each channel (pre-activation nets, DenseNet); padding stays zero.
+[N * Ho * Wo, C * kH * kW] x [C * kH * kW, O], the left side never formed: a program owns ``ROWS`` pixels and
+``COLUMNS`` outputs and walks over taps and channels. 1x1 with stride 1 is the case where a row is a pixel of x. x is
+read once for every COLUMNS outputs, the weight once for every ROWS pixels (neighbouring programs share x, so that L2
+serves it), y is written once, into a channel slice of a wider map when ``out`` is one. On x as it loads: a scale for
+each image and channel (squeeze-and-excitation) or scale, shift and ReLU for each channel (pre-activation nets,
+DenseNet); padding stays zero.
 
 The gradient for x is the same kernel, TRANSPOSED: taps that a stride skips are masked.
 """
@@ -20,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _host
-from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows
+from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, steps
 from .batch_norm_act import train
 from .depthwise_conv2d import convolve_depthwise
 
@@ -31,8 +32,8 @@ def _conv_bn_act_forward_kernel(
     N, p_units, o_units, c_units, x_n, x_s, y_n, y_s, r_n, r_s, Wo, H, W, stride_h, stride_w, dilation_h, dilation_w,
     top, left, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, POINTWISE: tl.constexpr,
     TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VO: tl.constexpr, VC: tl.constexpr,
-    VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
+    VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P, O, C = p_units * VP, o_units * VO, c_units * VC  # what the V.. divide, so that accesses can be 16 bytes wide
     group = tl.program_id(1)
@@ -42,18 +43,20 @@ def _conv_bn_act_forward_kernel(
     m_m, m_o = first + tl.arange(0, ROWS) < tl.cast(N, tl.int64) * P, i_o < O
     n, i_n, i_p = image_and_pixel(first, P, ROWS, INDEX)
     base = tl.cast(group, tl.int64) * C
-    x += n * (tl.cast(x_n, tl.int64) * VX) + base * (1 if LAST else tl.cast(x_s, tl.int64) * VX)
-    y += n * (tl.cast(y_n, tl.int64) * VY)
+    x_image, x_n, x_s = steps(x_n, x_s, VX, INDEX)
+    y_image, y_n, y_s = steps(y_n, y_s, VY, INDEX)
+    r_image, r_n, r_s = steps(r_n, r_s, VR, INDEX)
+    x += n * x_image + base * (1 if LAST else x_s)
+    y += n * y_image
     if residual is not None:
-        residual += n * (tl.cast(r_n, tl.int64) * VR)
+        residual += n * r_image
     if gate is not None:
         gate += n * C * tl.num_programs(1) + base
     weight += base * O * (KH * KW)
-    x_n, x_s = tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX
     o_x, m_x = i_n * x_n + i_p * (x_s if LAST else 1), m_m
     blocks_c = tl.cdiv(C, DEPTH)
     b_acc = tl.zeros((ROWS, COLUMNS), COMPUTE)
-    for step in range(0, KH * KW * blocks_c):
+    for step in range(KH * KW * blocks_c):
         t = 0
         i_c = step * DEPTH + tl.arange(0, DEPTH)
         if not POINTWISE:
@@ -82,8 +85,6 @@ def _conv_bn_act_forward_kernel(
         b_w = tl.load(weight + o_w, mask=m_c[:, None] & m_o[None, :], other=0.0)
         b_acc = tl.dot(b_x, b_w, b_acc, input_precision=PRECISION, out_dtype=COMPUTE)
     i_o += group * O
-    y_n, y_s = tl.cast(y_n, INDEX) * VY, tl.cast(y_s, INDEX) * VY
-    r_n, r_s = tl.cast(r_n, INDEX) * VR, tl.cast(r_s, INDEX) * VR
     if LAST:
         o_y = (i_n * y_n + i_p * y_s)[:, None] + i_o[None, :]
         o_r = (i_n * r_n + i_p * r_s)[:, None] + i_o[None, :]
@@ -116,12 +117,13 @@ def gemm(
     grid = (triton.cdiv(y.shape[0] * P, tile.rows) * triton.cdiv(O, tile.columns), groups)
     with torch.cuda.device_of(x):
         _conv_bn_act_forward_kernel[grid](
-            x, _host.dense(weight, True), y, residual, *vectors, *prologue, _host.bits(eps), y.shape[0], P // VP, O // VO,
-            C // VC, x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3], *x.shape[2:], *stride,
-            *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
+            x, _host.dense(weight, True), y, residual, *vectors, *prologue, _host.bits(eps), y.shape[0], P // VP,
+            O // VO, C // VC, x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3],
+            *x.shape[2:], *stride, *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
             TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
-            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x),
-            INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n), num_warps=tile.warps, num_stages=tile.stages,
+            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype),
+            COMPUTE=_host.compute_type(x), INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return y
 
@@ -143,7 +145,8 @@ def launch_conv_bn_act(
     last = _host.is_channels_last(x)
     padding = _host.resolve_padding(padding, x, weight, stride, dilation)
     if out is None:
-        out = _host.empty(x, (x.shape[0], weight.shape[0], *_host.output_size(x, weight, stride, padding, dilation)), last)
+        size = _host.output_size(x, weight, stride, padding, dilation)
+        out = _host.empty(x, (x.shape[0], weight.shape[0], *size), last)
     if out.numel() == 0:
         return out
     vectors = (bias, running_mean, running_var, bn_weight, bn_bias)

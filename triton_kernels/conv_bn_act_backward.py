@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of conv_bn_act: batch norm and activation (batch_norm_act.py), then two GEMMs.
 
-For x: the forward kernel with the weight transposed. For the weight: [O, pixels] x [pixels, C] for each tap; the pixels are
-cut into parts until every multiprocessor has work, and the parts are added in one fixed order.
+For x: the forward kernel with the weight transposed. For the weight: [O, pixels] x [pixels, C] for each tap; the
+pixels are cut into parts until every multiprocessor has work, and the parts are added in one fixed order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _host
-from ._epilogue import image_and_pixel, pixel_rows
+from ._epilogue import image_and_pixel, pixel_rows, steps
 from ._reduce import channel_sums, sum_parts
 from .batch_norm_act import backward as batch_norm_backward
 from .conv_bn_act import gemm, launch_conv_bn_act
@@ -38,8 +38,8 @@ def _conv_bn_act_backward_weight_kernel(
     m_o, m_c = i_o < O, i_c < C
     first = tl.program_id(1).to(tl.int64) * chunk
     pixels = tl.cast(N, tl.int64) * P
-    g_image, x_image = tl.cast(g_n, tl.int64) * VG, tl.cast(x_n, tl.int64) * VX
-    g_n, g_s, x_n, x_s = tl.cast(g_n, INDEX) * VG, tl.cast(g_s, INDEX) * VG, tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX
+    g_image, g_n, g_s = steps(g_n, g_s, VG, INDEX)
+    x_image, x_n, x_s = steps(x_n, x_s, VX, INDEX)
     grad += tl.cast(group, tl.int64) * O * (1 if LAST else g_s)
     x += tl.cast(group, tl.int64) * C * (1 if LAST else x_s)
     b_acc = tl.zeros((OUT, IN), COMPUTE)
@@ -76,7 +76,8 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
     pixels = grad.shape[0] * P
     tile = _configs.gemm_tile(x.dtype, O, C, pixels, last)
     blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
-    chunk = triton.cdiv(triton.cdiv(pixels, _configs.splits(blocks * groups, pixels, tile.depth)), tile.depth) * tile.depth
+    parts = _configs.splits(blocks * groups, pixels, tile.depth)
+    chunk = triton.cdiv(triton.cdiv(pixels, parts), tile.depth) * tile.depth
     parts = torch.empty((triton.cdiv(pixels, chunk), groups * O, kH * kW, C), dtype=_host.wide(x), device=x.device)
     with torch.cuda.device_of(x):
         _conv_bn_act_backward_weight_kernel[(blocks, parts.shape[0], groups)](
@@ -113,7 +114,8 @@ def launch_conv_bn_act_backward(
         found[5] = _host.empty(x, grad.shape, last).copy_(grad)
     elif activation != "identity" or mean is not None:
         if z is None and (activation != "identity" or mask[3]):  # otherwise nothing reads its values
-            z = launch_conv_bn_act(x, weight, bias, None, None, None, None, None, stride, four, dilation, groups, 0.0, "identity")  # fmt: skip
+            nothing = (None,) * 5
+            z = launch_conv_bn_act(x, weight, bias, *nothing, stride, four, dilation, groups, 0.0, "identity")
         g, grad_residual, sums = batch_norm_backward(
             grad, grad if z is None else z, last, mean, invstd, bn_weight, bn_bias, residual, training, activation,
             (mask[0] or mask[1], mask[5]), any(mask[2:5]),

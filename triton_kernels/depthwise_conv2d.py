@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depthwise convolution with bias (or batch norm), residual and activation, any kernel, stride, dilation and multiplier.
+"""Depthwise convolution with bias (or batch norm), residual and activation, any kernel, stride, dilation and
+multiplier.
 
-A program owns PIXELS outputs of CHANNELS channels. channels_last: a thread owns 16 bytes of adjacent channels, so that
-every tap is one wide load, and the taps of neighbouring pixels meet in L1; the weight is laid tap by tap for the same
-reason. NCHW: a thread owns adjacent pixels. x is requested once for every tap and comes from DRAM once. Backward: with an
-activation the forward runs again and stores grad * slope; the gradient for x is the forward kernel, TRANSPOSED; that of the
-weight sums every tap over a chunk of pixels, grad read once, and a second kernel adds the chunks in one fixed order.
+A program owns PIXELS outputs of CHANNELS channels. channels_last: a thread owns 16 bytes of adjacent channels, so
+that every tap is one wide load, and the taps of neighbouring pixels meet in L1; the weight is laid tap by tap for the
+same reason. NCHW: a thread owns adjacent pixels. x is requested once for every tap and comes from DRAM once.
+Backward: with an activation the forward runs again and stores grad * slope; the gradient for x is the forward kernel,
+TRANSPOSED; that of the weight sums every tap over a chunk of pixels, grad read once, and a second kernel adds the
+chunks in one fixed order.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _host
-from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, slope
+from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, slope, steps
 from ._reduce import channel_sums, sum_parts
 
 _UNROLLED = 25  # taps; a larger kernel is walked row by row
@@ -36,8 +38,8 @@ def _offset(o_pixel, i_c, c_step, LAST: tl.constexpr):
 def _tap(b_acc, x, weight, t, i_o, m_o, i_n, i_p, m_m, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h, dilation_w,
          top, left, C, MULTIPLIER: tl.constexpr, KW: tl.constexpr, TRANSPOSED: tl.constexpr, LAST: tl.constexpr,
          COMPUTE: tl.constexpr):  # fmt: skip
-    o_x, m_x = pixel_rows(i_n, i_p, m_m, t, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h, dilation_w, top, left, KW,
-                          TRANSPOSED, LAST)  # fmt: skip
+    o_x, m_x = pixel_rows(i_n, i_p, m_m, t, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h, dilation_w, top, left,
+                          KW, TRANSPOSED, LAST)  # fmt: skip
     m = m_x[:, None] & m_o[None, :]
     if TRANSPOSED:
         for j in tl.static_range(MULTIPLIER):
@@ -54,9 +56,10 @@ def _tap(b_acc, x, weight, t, i_o, m_o, i_n, i_p, m_m, x_n, x_s, H, W, Wo, strid
 def _depthwise_conv2d_forward_kernel(
     x, weight, y, residual, grad, bias, mean, spread, bn_weight, bn_bias, eps_bits, N, p_units, c_units, x_n, x_s, y_n,
     y_s, r_n, r_s, g_n, g_s, Wo, H, W, stride_h, stride_w, dilation_h, dilation_w, top, left, KH: tl.constexpr,
-    KW: tl.constexpr, MULTIPLIER: tl.constexpr, UNROLL: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
-    LAST: tl.constexpr, VP: tl.constexpr, VC: tl.constexpr, VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr,
-    VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
+    KW: tl.constexpr, MULTIPLIER: tl.constexpr, UNROLL: tl.constexpr, ACTIVATION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VC: tl.constexpr, VX: tl.constexpr, VY: tl.constexpr,
+    VR: tl.constexpr, VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+    INDEX: tl.constexpr,
 ):  # fmt: skip
     P, C = p_units * VP, c_units * VC  # of y
     blocks = tl.cdiv(C, CHANNELS)
@@ -64,23 +67,25 @@ def _depthwise_conv2d_forward_kernel(
     i_o = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
     m_m, m_o = first + tl.arange(0, PIXELS) < tl.cast(N, tl.int64) * P, i_o < C
     n, i_n, i_p = image_and_pixel(first, P, PIXELS, INDEX)
-    x += n * (tl.cast(x_n, tl.int64) * VX)
-    y += n * (tl.cast(y_n, tl.int64) * VY)
+    x_image, x_n, x_s = steps(x_n, x_s, VX, INDEX)
+    y_image, y_n, y_s = steps(y_n, y_s, VY, INDEX)
+    r_image, r_n, r_s = steps(r_n, r_s, VR, INDEX)
+    g_image, g_n, g_s = steps(g_n, g_s, VG, INDEX)
+    x += n * x_image
+    y += n * y_image
     if residual is not None:
-        residual += n * (tl.cast(r_n, tl.int64) * VR)
+        residual += n * r_image
     if grad is not None:
-        grad += n * (tl.cast(g_n, tl.int64) * VG)
-    x_n, x_s, y_n, y_s = tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX, tl.cast(y_n, INDEX) * VY, tl.cast(y_s, INDEX) * VY
-    r_n, r_s, g_n, g_s = tl.cast(r_n, INDEX) * VR, tl.cast(r_s, INDEX) * VR, tl.cast(g_n, INDEX) * VG, tl.cast(g_s, INDEX) * VG
+        grad += n * g_image
     b_acc = tl.zeros((PIXELS, CHANNELS), COMPUTE)
     if UNROLL:
         for t in tl.static_range(KH * KW):
-            b_acc = _tap(b_acc, x, weight, t, i_o, m_o, i_n, i_p, m_m, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h,
-                         dilation_w, top, left, C, MULTIPLIER, KW, TRANSPOSED, LAST, COMPUTE)  # fmt: skip
+            b_acc = _tap(b_acc, x, weight, t, i_o, m_o, i_n, i_p, m_m, x_n, x_s, H, W, Wo, stride_h, stride_w,
+                         dilation_h, dilation_w, top, left, C, MULTIPLIER, KW, TRANSPOSED, LAST, COMPUTE)  # fmt: skip
     else:
         for t in range(KH * KW):
-            b_acc = _tap(b_acc, x, weight, t, i_o, m_o, i_n, i_p, m_m, x_n, x_s, H, W, Wo, stride_h, stride_w, dilation_h,
-                         dilation_w, top, left, C, MULTIPLIER, KW, TRANSPOSED, LAST, COMPUTE)  # fmt: skip
+            b_acc = _tap(b_acc, x, weight, t, i_o, m_o, i_n, i_p, m_m, x_n, x_s, H, W, Wo, stride_h, stride_w,
+                         dilation_h, dilation_w, top, left, C, MULTIPLIER, KW, TRANSPOSED, LAST, COMPUTE)  # fmt: skip
     if LAST:
         o_y, o_r, o_g = i_n * y_n + i_p * y_s, i_n * r_n + i_p * r_s, i_n * g_n + i_p * g_s
     else:
@@ -107,8 +112,8 @@ def _depthwise_conv2d_backward_weight_kernel(
     m_o = i_o < C
     t_first = tl.program_id(2) * TAPS
     i_t = tl.arange(0, TAPS)[:, None]
-    g_image, x_image = tl.cast(g_n, tl.int64) * VG, tl.cast(x_n, tl.int64) * VX
-    g_n, g_s, x_n, x_s = tl.cast(g_n, INDEX) * VG, tl.cast(g_s, INDEX) * VG, tl.cast(x_n, INDEX) * VX, tl.cast(x_s, INDEX) * VX
+    g_image, g_n, g_s = steps(g_n, g_s, VG, INDEX)
+    x_image, x_n, x_s = steps(x_n, x_s, VX, INDEX)
     first = tl.program_id(1).to(tl.int64) * chunk
     pixels = tl.cast(N, tl.int64) * P
     b_acc = tl.zeros((TAPS, CHANNELS), COMPUTE)
@@ -175,7 +180,8 @@ def depthwise_gradients(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geo
 
 
 def _backward_weight(grad: Tensor, x: Tensor, y: Tensor, last: bool, geometry: Sequence[Sequence[int]]) -> None:
-    (stride, padding, dilation), (N, O), P, (kH, kW) = geometry, grad.shape[:2], grad.shape[2] * grad.shape[3], y.shape[2:]
+    (stride, padding, dilation), (kH, kW) = geometry, y.shape[2:]
+    N, O, P = grad.shape[0], grad.shape[1], grad.shape[2] * grad.shape[3]
     (grad, g_n, g_s), (x, x_n, x_s) = _host.rows_of(grad, last), _host.rows_of(x, last)
     VP, VC, VG, VX = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (g_n, g_s), (x_n, x_s)))
     columns = _host.as_columns(grad, last)
@@ -184,9 +190,9 @@ def _backward_weight(grad: Tensor, x: Tensor, y: Tensor, last: bool, geometry: S
     parts = torch.empty((chunks, O, kH * kW), dtype=_host.wide(x), device=x.device)
     with torch.cuda.device_of(x):
         _depthwise_conv2d_backward_weight_kernel[(blocks, chunks, triton.cdiv(kH * kW, TAPS))](
-            grad, x, parts, N, P // VP, O // VC, g_n // VG, g_s // VG, x_n // VX, x_s // VX, grad.shape[3], *x.shape[2:],
-            *stride, *dilation, padding[2], padding[0], columns.sizes[1], KH=kH, KW=kW, MULTIPLIER=O // x.shape[1],
-            LAST=last, VP=VP, VC=VC, VX=VX, VG=VG, PIXELS=columns.constants["ELEMENTS"],
+            grad, x, parts, N, P // VP, O // VC, g_n // VG, g_s // VG, x_n // VX, x_s // VX, grad.shape[3],
+            *x.shape[2:], *stride, *dilation, padding[2], padding[0], columns.sizes[1], KH=kH, KW=kW,
+            MULTIPLIER=O // x.shape[1], LAST=last, VP=VP, VC=VC, VX=VX, VG=VG, PIXELS=columns.constants["ELEMENTS"],
             CHANNELS=columns.constants["CHANNELS"], TAPS=TAPS, COMPUTE=_host.compute_type(x),
             INDEX=_host.index_type(columns.constants["ELEMENTS"], P, g_n, x_n),
         )  # fmt: skip
@@ -201,7 +207,8 @@ def launch_depthwise_conv2d(
     last = _host.is_channels_last(x)
     padding = _host.resolve_padding(padding, x, weight, stride, dilation)
     if out is None:
-        out = _host.empty(x, (x.shape[0], weight.shape[0], *_host.output_size(x, weight, stride, padding, dilation)), last)
+        size = _host.output_size(x, weight, stride, padding, dilation)
+        out = _host.empty(x, (x.shape[0], weight.shape[0], *size), last)
     if out.numel():
         vectors = (bias, None, None, None, None)
         convolve_depthwise(x, weight, out, last, False, (stride, padding, dilation), residual, vectors, 0.0, activation)

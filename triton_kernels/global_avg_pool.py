@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Global average pooling and its gradient; the sums over pixels that squeeze-and-excitation shares.
 
-One read of x. A program sums a chunk of the pixels of one image for a block of channels; a second kernel adds the chunks.
+One read of x. A program sums a chunk of the pixels of one image for a block of channels; a second kernel adds the
+chunks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Squeeze-and-excitation: pixel sums, both fully connected layers and the gate in one small kernel, scale.
 
-x is read twice and written once (backward: x and grad once for the sums, grad once more for the result). A program of the
-gate kernel serves one image: its hidden layer goes through memory that only this program touches, with a barrier between.
+x is read twice and written once (backward: x and grad once for the sums, grad once more for the result). A program of
+the gate kernel serves one image: its hidden layer goes through memory that only this program touches, with a barrier
+between.
 """
 
 from __future__ import annotations
@@ -76,14 +77,14 @@ def _se_scale_gate_backward_kernel(grad_scale, z1, z2, w1, w2, grad_z1, grad_z2,
 @triton.jit
 def _se_scale_weight_kernel(grad_z, x, grad_weight, grad_bias, N, O, I, OUT: tl.constexpr, IN: tl.constexpr,
                             COMPUTE: tl.constexpr):  # fmt: skip
-    """grad_weight[o, i] = the sum over n of grad_z[n, o] x[n, i], image after image; the first programs add the bias."""
+    """grad_weight[o, i] = the sum over n of grad_z[n, o] x[n, i], in order; the first programs add the bias too."""
     i_o = tl.program_id(0) * OUT + tl.arange(0, OUT)
     i_i = tl.program_id(1) * IN + tl.arange(0, IN)
     m_o, m_i = i_o < O, i_i < I
     b = tl.zeros((OUT, IN), COMPUTE)
     b_bias = tl.zeros((OUT,), COMPUTE)
     p_grad, p_x = grad_z + i_o, x + i_i
-    for _ in range(0, N):
+    for _ in range(N):
         b_grad = tl.load(p_grad, mask=m_o, other=0.0)
         b += b_grad[:, None] * tl.load(p_x, mask=m_i, other=0.0)[None, :]
         b_bias += b_grad
@@ -115,9 +116,9 @@ def _scaled(x: Tensor, last: bool, scale: Tensor, shift: Tensor | None) -> Tenso
     return y
 
 
-def gate(pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate_name: str,
-         keep: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """(scale [N, C], z1, hidden [N, R], z2 when kept), all in the accumulation type; scale is what conv_bn_act takes as gate."""
+def scales(pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str,
+           keep: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """(scale [N, C], z1, hidden [N, R], z2 when kept), accumulated types; scale is what conv_bn_act takes as gate."""
     (N, C), R = pooled.shape, w1.shape[0]
     z1, hidden = (torch.empty((N, R), dtype=pooled.dtype, device=pooled.device) for _ in range(2))
     scale = torch.empty_like(pooled)
@@ -125,13 +126,13 @@ def gate(pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activat
     with torch.cuda.device_of(pooled):
         _se_scale_gate_kernel[(N,)](
             pooled, w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous(), z1, hidden, z2, scale, C, R,
-            ACTIVATION=activation, GATE=gate_name, OUT=_OUT, IN=_IN, COMPUTE=_host.compute_type(pooled),
+            ACTIVATION=activation, GATE=gate, OUT=_OUT, IN=_IN, COMPUTE=_host.compute_type(pooled),
         )  # fmt: skip
     return scale, z1, hidden, z2
 
 
 def launch_se_scale(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str,
-                    gate_name: str) -> tuple[Tensor, Tensor]:  # fmt: skip
+                    gate: str) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(x * gate(w2 @ activation(w1 @ mean(x) + b1) + b2), the mean)."""
     last = _host.is_channels_last(x)
     pooled = torch.empty(x.shape[:2], dtype=_host.wide(x), device=x.device)
@@ -139,11 +140,11 @@ def launch_se_scale(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, a
         return _host.empty(x, x.shape, last), pooled
     x = _host.dense(x, last)
     pixel_sums(x, last, pooled, 1 / x.shape[2:].numel())
-    return _scaled(x, last, gate(pooled, w1, b1, w2, b2, activation, gate_name)[0], None), pooled
+    return _scaled(x, last, scales(pooled, w1, b1, w2, b2, activation, gate)[0], None), pooled
 
 
 def launch_se_scale_backward(
-    grad: Tensor, x: Tensor, pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate_name: str
+    grad: Tensor, x: Tensor, pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(grad_x, grad_w1, grad_b1, grad_w2, grad_b2)."""
     last = _host.is_channels_last(x)
@@ -152,14 +153,14 @@ def launch_se_scale_backward(
         return _host.empty(x, x.shape, last), *(g.zero_() for g in grads)
     (N, C), R, P = x.shape[:2], w1.shape[0], x.shape[2:].numel()
     x, grad, compute = _host.dense(x, last), _host.dense(grad, last), _host.compute_type(x)
-    scale, z1, hidden, z2 = gate(pooled, w1, b1, w2, b2, activation, gate_name, keep=True)
+    scale, z1, hidden, z2 = scales(pooled, w1, b1, w2, b2, activation, gate, keep=True)
     grad_scale, grad_z2, grad_pooled = (torch.empty_like(scale) for _ in range(3))
     grad_z1 = torch.empty_like(z1)
     pixel_sums(grad, last, grad_scale, 1.0, factor=x)
     with torch.cuda.device_of(x):
         _se_scale_gate_backward_kernel[(N,)](
-            grad_scale, z1, z2, w1.contiguous(), w2.contiguous(), grad_z1, grad_z2, grad_pooled, _host.bits(1 / P), C, R,
-            ACTIVATION=activation, GATE=gate_name, OUT=_OUT, IN=_IN, COMPUTE=compute,
+            grad_scale, z1, z2, w1.contiguous(), w2.contiguous(), grad_z1, grad_z2, grad_pooled, _host.bits(1 / P),
+            C, R, ACTIVATION=activation, GATE=gate, OUT=_OUT, IN=_IN, COMPUTE=compute,
         )  # fmt: skip
         for grad_z, source, weight, bias in ((grad_z1, pooled, *grads[:2]), (grad_z2, hidden, *grads[2:])):
             O, I = weight.shape[:2]

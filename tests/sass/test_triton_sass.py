@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every Triton kernel compiled to machine code without a GPU, with the specialisation that its launcher would ask for.
+"""Every Triton kernel compiled to machine code without a GPU, with the specialisation that its launcher would ask
+for.
 
-The launchers run on CPU tensors; where a kernel would start, its arguments are taken as Triton's own launch takes them (1 is
-a constant, what 16 divides is marked so) and compiled for an architecture. What the compiler made of them is read with
-cuobjdump, which comes with Triton.
+The launchers run on CPU tensors; where a kernel would start, its arguments are taken as Triton's own launch takes
+them (1 is a constant, what 16 divides is marked so) and compiled for an architecture. What the compiler made of them
+is read with cuobjdump, which comes with Triton.
 """
 
 from __future__ import annotations
@@ -125,18 +126,50 @@ def _streaming(dtype: torch.dtype, last: bool) -> None:
 
 
 def _depthwise(dtype: torch.dtype, last: bool, kernel: int, stride: int) -> None:
-    x, weight, bias = _map(dtype, last, C=72, H=28, W=28), torch.zeros(72, 1, kernel, kernel, dtype=dtype), torch.zeros(72)
+    x, weight, bias = (
+        _map(dtype, last, C=72, H=28, W=28),
+        torch.zeros(72, 1, kernel, kernel, dtype=dtype),
+        torch.zeros(72),
+    )
     geometry = (stride, stride), (kernel // 2,) * 4, (1, 1)
     y = _launch("depthwise_conv2d", x, weight, bias, None, *geometry, "hardswish")
     _launch("depthwise_conv2d_backward", y, x, weight, bias, None, *geometry, "identity", [True] * 4)
 
 
-def _gemm(dtype: torch.dtype, last: bool, C: int, O: int, kernel: int = 1, backward: bool = True, **prologue: Any) -> None:
-    x, weight, vector = _map(dtype, last, C=C, H=56, W=56), torch.zeros(O, C, kernel, kernel, dtype=dtype), torch.zeros(O)
+def _gemm(
+    dtype: torch.dtype, last: bool, C: int, O: int, kernel: int = 1, backward: bool = True, **prologue: Any
+) -> None:
+    x, weight, vector = (
+        _map(dtype, last, C=C, H=56, W=56),
+        torch.zeros(O, C, kernel, kernel, dtype=dtype),
+        torch.zeros(O),
+    )
     geometry = (1, 1), (kernel // 2,) * 4, (1, 1), 1
-    y = _launch("conv_bn_act", x, weight, None, *(vector,) * 4, _map(dtype, last, C=O, H=56, W=56), *geometry, 1e-5, "relu6", **prologue)
+    y = _launch(
+        "conv_bn_act",
+        x,
+        weight,
+        None,
+        *(vector,) * 4,
+        _map(dtype, last, C=O, H=56, W=56),
+        *geometry,
+        1e-5,
+        "relu6",
+        **prologue,
+    )
     if backward:
-        _launch("conv_bn_act_backward", y, x, weight, None, *(None,) * 6, *geometry, False, "identity", [True, True] + [False] * 4)
+        _launch(
+            "conv_bn_act_backward",
+            y,
+            x,
+            weight,
+            None,
+            *(None,) * 6,
+            *geometry,
+            False,
+            "identity",
+            [True, True] + [False] * 4,
+        )
 
 
 def _check(kernel: Compiled, dtype: torch.dtype, wide: bool = True) -> None:
@@ -161,7 +194,11 @@ NARROW = {
 def test_streaming_kernels(compiled, arch, last):
     for kernel in compiled(arch, lambda: _streaming(torch.float16, last)).values():
         _check(kernel, torch.float16, wide=kernel.name not in NARROW)
-        if "sums" not in kernel.name and "statistics" not in kernel.name and kernel.name not in NARROW - {"global_avg_pool_backward_kernel"}:
+        if (
+            "sums" not in kernel.name
+            and "statistics" not in kernel.name
+            and kernel.name not in NARROW - {"global_avg_pool_backward_kernel"}
+        ):
             width = 64 if "split" in kernel.name else 128  # a thread loads 16 bytes and has 8 for each half
             assert kernel.count(rf"\bSTG\.\S*{width}\b"), f"{kernel.name}: no {width}-bit store"
 
@@ -190,10 +227,14 @@ def test_gemms_use_the_tensor_cores(compiled, arch, last, C, O):
 def test_gemms_with_prologues_and_kxk(compiled, arch):
     gate, vector = torch.zeros(2, 64), torch.zeros(64)
     for options in ({"gate": gate}, {"pre_scale": vector, "pre_shift": vector}, {"kernel": 3}):
-        for kernel in compiled(arch, functools.partial(_gemm, torch.float16, True, 64, 64, backward=False, **options)).values():
+        for kernel in compiled(
+            arch, functools.partial(_gemm, torch.float16, True, 64, 64, backward=False, **options)
+        ).values():
             _check(kernel, torch.float16)
             if arch in TENSOR_CORES:
-                assert kernel.count(rf"\b{TENSOR_CORES[arch]}\b"), f"{kernel.name} {list(options)}: no {TENSOR_CORES[arch]}"
+                assert kernel.count(rf"\b{TENSOR_CORES[arch]}\b"), (
+                    f"{kernel.name} {list(options)}: no {TENSOR_CORES[arch]}"
+                )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -33,7 +33,9 @@ def compare(label: str, op: Callable[..., Tensor], exact: Callable[..., Tensor],
 
     grads: dict[str, Tensor] = {}
     every = {**inputs, **fixed}
-    leaves = {n: arrange(v, layout if v.dim() == 4 else "nchw").detach().requires_grad_(n in inputs) for n, v in every.items()}
+    leaves = {
+        n: arrange(v, layout if v.dim() == 4 else "nchw").detach().requires_grad_(n in inputs) for n, v in every.items()
+    }
     wanted, _ = run(exact, {n: v.detach().double().requires_grad_(n in inputs) for n, v in every.items()})
     with fastcnn.use_backend("triton"):
         got, y = run(op, leaves)
@@ -46,4 +48,6 @@ def compare(label: str, op: Callable[..., Tensor], exact: Callable[..., Tensor],
         if name != "result":  # the strides of gradients are those of the fakes, which the references share
             strides = f"{value.stride()}, not {rival[name].stride()}"
             assert value.stride() == rival[name].stride(), f"{label}: {name}: strides {strides}"
-        assert_close_fp64(value, wanted[name].detach(), reduction=reduction, rival=rival[name], label=f"{label}: {name}")
+        assert_close_fp64(
+            value, wanted[name].detach(), reduction=reduction, rival=rival[name], label=f"{label}: {name}"
+        )

@@ -16,9 +16,7 @@ import torch
 from fastcnn import _triton
 from tests.packaging.tools import ROOT
 
-needs_triton = pytest.mark.skipif(
-    _triton.why_not() is not None, reason=f"Triton is not usable: {_triton.why_not()}"
-)
+needs_triton = pytest.mark.skipif(_triton.why_not() is not None, reason=f"Triton is not usable: {_triton.why_not()}")
 
 
 def run_checks(module: str) -> None:

@@ -63,7 +63,9 @@ def check_running_statistics():
                 fastcnn.ops.batch_norm_act(arrange(values, layout), mean, var, training=True, momentum=0.3)
             count = shape[0] * shape[2] * shape[3]
             for name, got, expected in zip(("mean", "variance"), (mean, var), wanted):
-                assert_close_fp64(got, expected, reduction=count, magnitude=4.0, label=f"{shape} {layout}: running {name}")
+                assert_close_fp64(
+                    got, expected, reduction=count, magnitude=4.0, label=f"{shape} {layout}: running {name}"
+                )
 
 
 def check_what_is_not_asked_for():

@@ -61,7 +61,9 @@ def check_halves_are_read_where_they_lie():
             assert _host.rows_of(half, memory_format is torch.channels_last)[0].data_ptr() == half.data_ptr()
         left, right = whole.chunk(2, 1)
         with fastcnn.use_backend("triton"):
-            assert torch.equal(fastcnn.ops.channel_shuffle_concat(right, left), exact.channel_shuffle(torch.cat((right, left), 1), 2))
+            assert torch.equal(
+                fastcnn.ops.channel_shuffle_concat(right, left), exact.channel_shuffle(torch.cat((right, left), 1), 2)
+            )
             assert fastcnn.ops.channel_shuffle_concat(right[:0], left[:0]).shape == (0, 24, 3, 4)
 
 

@@ -43,12 +43,25 @@ def calls():
     for number, (case, activation, layout, has_residual) in enumerate(CASES):
         for dtype in HALF_AND_SINGLE:
             vector = torch.float32 if number % 2 else dtype
-            options = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation, "groups": case.groups, "activation": activation}
+            options = {
+                "stride": case.stride,
+                "padding": case.padding,
+                "dilation": case.dilation,
+                "groups": case.groups,
+                "activation": activation,
+            }
             weight = draw(case.out, case.C // case.groups, *case.kernel, dtype=dtype, scale=case.reduction**-0.5)
-            inputs = {"x": draw(case.N, case.C, case.H, case.W, dtype=dtype), "weight": weight, "bias": draw(case.out, dtype=vector)}
+            inputs = {
+                "x": draw(case.N, case.C, case.H, case.W, dtype=dtype),
+                "weight": weight,
+                "bias": draw(case.out, dtype=vector),
+            }
             if number % 4:
                 inputs |= {"bn_weight": draw(case.out, dtype=vector), "bn_bias": draw(case.out, dtype=vector)}
-            statistics = {"running_mean": draw(case.out, dtype=vector), "running_var": torch.rand(case.out).add(0.5).to(vector)}
+            statistics = {
+                "running_mean": draw(case.out, dtype=vector),
+                "running_var": torch.rand(case.out).add(0.5).to(vector),
+            }
             if has_residual:
                 with fastcnn.use_backend("reference"):
                     shape = fastcnn.ops.conv_bn_act(inputs["x"], weight, **options).shape
@@ -66,7 +79,14 @@ def check_eval():
 def check_without_batch_norm():
     for label, inputs, _, options, layout, products in list(calls())[::4]:
         plain = {name: value for name, value in inputs.items() if not name.startswith("bn_")}
-        compare(f"{label} plain", functools.partial(fastcnn.ops.conv_bn_act, **options), functools.partial(_exact, **options), plain, layout, products)
+        compare(
+            f"{label} plain",
+            functools.partial(fastcnn.ops.conv_bn_act, **options),
+            functools.partial(_exact, **options),
+            plain,
+            layout,
+            products,
+        )
 
 
 def check_weights_in_channels_last_and_float64():
@@ -75,7 +95,9 @@ def check_weights_in_channels_last_and_float64():
     wanted = _exact(x, weight, **options)
     for layout in ("nchw", "channels_last"):
         with fastcnn.use_backend("triton"):
-            y = fastcnn.ops.conv_bn_act(arrange(x, "channels_last"), arrange(weight, layout), padding=1, activation="silu")
+            y = fastcnn.ops.conv_bn_act(
+                arrange(x, "channels_last"), arrange(weight, layout), padding=1, activation="silu"
+            )
         assert_close_fp64(y, wanted, reduction=54, label=f"weight {layout}")
 
 
@@ -91,8 +113,13 @@ def check_prologues_and_slices():
                 whole = torch.full((2, 24, 5, 6), 7.0, dtype=dtype).contiguous(memory_format=memory_format)
                 plain = (None, None, None, None, None, None, (1, 1), padding, (1, 1), 1, 0.0, "relu")
                 with_gate = x.double() * gate.double()[:, :, None, None]
-                with_norm = (x.double() * scale.double().view(1, -1, 1, 1) + shift.double().view(1, -1, 1, 1)).clamp(min=0)
-                for given, prologue in ((with_gate, {"gate": gate}), (with_norm, {"pre_scale": scale, "pre_shift": shift})):
+                with_norm = (x.double() * scale.double().view(1, -1, 1, 1) + shift.double().view(1, -1, 1, 1)).clamp(
+                    min=0
+                )
+                for given, prologue in (
+                    (with_gate, {"gate": gate}),
+                    (with_norm, {"pre_scale": scale, "pre_shift": shift}),
+                ):
                     got = launch_conv_bn_act(x, weight, *plain, out=whole[:, 8:18], **prologue)
                     rounded = given.to(dtype).double()  # what the multiplication takes
                     wanted = exact.convolution(rounded, weight.double(), None, 1, padding).clamp(min=0)

@@ -24,9 +24,15 @@ def check_training():
 
 
 def check_bias_and_running_statistics():
-    x, weight, bias = draw(2, 6, 5, 7, dtype=torch.float32), draw(9, 6, 1, 1, dtype=torch.float32), draw(9, dtype=torch.float32).requires_grad_()
+    x, weight, bias = (
+        draw(2, 6, 5, 7, dtype=torch.float32),
+        draw(9, 6, 1, 1, dtype=torch.float32),
+        draw(9, dtype=torch.float32).requires_grad_(),
+    )
     mean, var = torch.randn(9), torch.rand(9) + 0.5
-    wanted = exact.running(exact.convolution(x.double(), weight.double(), bias.detach().double()), mean.double(), var.double(), 0.3)
+    wanted = exact.running(
+        exact.convolution(x.double(), weight.double(), bias.detach().double()), mean.double(), var.double(), 0.3
+    )
     with fastcnn.use_backend("triton"):
         y = fastcnn.ops.conv_bn_act(x, weight, None, None, mean, var, bias, training=True, momentum=0.3)
         y.square().sum().backward()
@@ -38,7 +44,14 @@ def check_bias_and_running_statistics():
 def check_many_pixels_are_summed_in_parts():
     inputs = {"x": draw(1, 4, 40, 70, dtype=torch.float32), "weight": draw(3, 4, 1, 1, dtype=torch.float32)}
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "activation": "identity"}
-    compare("parts", functools.partial(fastcnn.ops.conv_bn_act, **options), functools.partial(_exact, **options), inputs, "channels_last", 2800)
+    compare(
+        "parts",
+        functools.partial(fastcnn.ops.conv_bn_act, **options),
+        functools.partial(_exact, **options),
+        inputs,
+        "channels_last",
+        2800,
+    )
 
 
 def check_tf32_follows_the_switch():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depthwise convolution in Triton's interpreter: awkward kernels, channel tails, every activation, gradients, slices."""
+"""Depthwise convolution in Triton's interpreter: awkward kernels, tails, every activation, gradients, slices."""
 
 import functools
 import itertools
@@ -26,10 +26,17 @@ def check_forward_and_backward():
             continue
         large = case.C * case.H * case.W > 3000 or case.kernel[0] * case.kernel[1] > 20
         case = case._replace(N=1) if large else case
-        for layout, dtype in (("channels_last", torch.float32), ("nchw", torch.float16), (next(layouts), torch.float32))[: 3 - large]:
+        for layout, dtype in (
+            ("channels_last", torch.float32),
+            ("nchw", torch.float16),
+            (next(layouts), torch.float32),
+        )[: 3 - large]:
             geometry = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
             activation = exact.KINDS[number % len(exact.KINDS)]
-            inputs = {"x": draw(case.N, case.C, case.H, case.W, dtype=dtype), "weight": draw(case.out, 1, *case.kernel, dtype=dtype)}
+            inputs = {
+                "x": draw(case.N, case.C, case.H, case.W, dtype=dtype),
+                "weight": draw(case.out, 1, *case.kernel, dtype=dtype),
+            }
             inputs["bias"] = draw(case.out, dtype=torch.float32 if number % 2 else dtype)
             if number % 3:
                 with fastcnn.use_backend("reference"):

@@ -18,7 +18,14 @@ def check_forward_and_backward():
         for number, dtype in enumerate(DTYPES):
             for layout in {"nchw", "channels_last", LAYOUTS[2 + number % 3]}:
                 x = draw(*shape, dtype=dtype) + 1
-                compare(f"{shape} {layout}", fastcnn.ops.global_avg_pool, exact.global_avg_pool, {"x": x}, layout, shape[2] * shape[3])
+                compare(
+                    f"{shape} {layout}",
+                    fastcnn.ops.global_avg_pool,
+                    exact.global_avg_pool,
+                    {"x": x},
+                    layout,
+                    shape[2] * shape[3],
+                )
 
 
 def check_empty():

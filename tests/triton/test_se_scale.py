@@ -41,7 +41,9 @@ def check_forward_and_backward():
 
 def check_empty():
     with fastcnn.use_backend("triton"):
-        y = fastcnn.ops.se_scale(torch.zeros(0, 2, 3, 3), torch.zeros(1, 2), torch.zeros(1), torch.zeros(2, 1), torch.zeros(2))
+        y = fastcnn.ops.se_scale(
+            torch.zeros(0, 2, 3, 3), torch.zeros(1, 2), torch.zeros(1), torch.zeros(2, 1), torch.zeros(2)
+        )
     assert y.shape == (0, 2, 3, 3)
 
 
