@@ -112,15 +112,16 @@ def gemm(
         raise ValueError(f"conv_bn_act: out must be a map or a channel slice of one, got strides {y.stride()}")
     residual, r_n, r_s = (None, 0, 0) if residual is None else _host.rows_of(residual, last)
     VP, VO, VC, VX, VY, VR = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (x_n, x_s), (y_n, y_s), (r_n, r_s)))
-    tile = _configs.gemm_tile(x.dtype, y.shape[0] * P, O, C, last)
+    tile = _configs.gemm_tile(x, y.shape[0] * P, O, C, last)
     vectors, prologue = ([None if v is None else v.contiguous() for v in some] for some in (vectors, prologue))
     grid = (triton.cdiv(y.shape[0] * P, tile.rows) * triton.cdiv(O, tile.columns), groups)
     with torch.cuda.device_of(x):
         _conv_bn_act_forward_kernel[grid](
             x, _host.dense(weight, True), y, residual, *vectors, *prologue, _host.bits(eps), y.shape[0], P // VP,
             O // VO, C // VC, x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3],
-            *x.shape[2:], *stride, *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
-            TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
+            *x.shape[2:], *stride, *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation,
+            POINTWISE=pointwise, TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR,
+            ROWS=tile.rows,
             COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype),
             COMPUTE=_host.compute_type(x), INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n),
             num_warps=tile.warps, num_stages=tile.stages,

@@ -74,7 +74,7 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
     x, x_n, x_s = _host.rows_of(x, last)
     VP, VO, VC, VG, VX = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (g_n, g_s), (x_n, x_s)))
     pixels = grad.shape[0] * P
-    tile = _configs.gemm_tile(x.dtype, O, C, pixels, last)
+    tile = _configs.gemm_tile(x, O, C, pixels, last)
     blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
     parts = _configs.splits(blocks * groups, pixels, tile.depth)
     chunk = triton.cdiv(triton.cdiv(pixels, parts), tile.depth) * tile.depth

@@ -57,9 +57,9 @@ def _depthwise_conv2d_forward_kernel(
     x, weight, y, residual, grad, bias, mean, spread, bn_weight, bn_bias, eps_bits, N, p_units, c_units, x_n, x_s, y_n,
     y_s, r_n, r_s, g_n, g_s, Wo, H, W, stride_h, stride_w, dilation_h, dilation_w, top, left, KH: tl.constexpr,
     KW: tl.constexpr, MULTIPLIER: tl.constexpr, UNROLL: tl.constexpr, ACTIVATION: tl.constexpr,
-    TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VC: tl.constexpr, VX: tl.constexpr, VY: tl.constexpr,
-    VR: tl.constexpr, VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
-    INDEX: tl.constexpr,
+    TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VC: tl.constexpr, VX: tl.constexpr,
+    VY: tl.constexpr, VR: tl.constexpr, VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     P, C = p_units * VP, c_units * VC  # of y
     blocks = tl.cdiv(C, CHANNELS)
