@@ -4,7 +4,8 @@
 Chosen by arithmetic and by the machine code (tests/sass), not yet by a clock: outputs of mobile nets are narrow (16 to
 320), so a tile is as wide as the output up to 64, and 64 or 128 rows high, which is what warp groups of Hopper and
 Blackwell multiply; fewer rows while they would leave multiprocessors idle. 32 sums a thread: with 64 the epilogue
-spills on sm_100. float32 has no tensor cores without TF32, and Triton knows none of Turing's: those tiles keep to registers.
+spills on sm_100. float32 has no tensor cores without TF32, and Triton knows none of Turing's: those tiles keep to
+registers.
 """
 
 from __future__ import annotations
