@@ -107,17 +107,6 @@ def tile(rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.cons
 
 
 @triton.jit
-def element(i_e, i_c, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr):
-    """Offset of element ``i_e`` (of N * P) of channel ``i_c`` in a dense map; VEC divides its contiguous dimension."""
-    if LAST:
-        o = i_e * (c_units * VEC) + i_c
-    else:
-        P = p_units * VEC
-        o = (i_e // P) * (c_units * P) + i_c * P + i_e % P
-    return o
-
-
-@triton.jit
 def before_activation(b_z, residual, o_residual, m, bias, mean, spread, weight, shift, i_c, m_c, eps_bits,
                       COMPUTE: tl.constexpr):  # fmt: skip
     """bn(z + bias) + residual, everything optional; ``i_c`` the channels, shaped to go with ``b_z``."""
@@ -170,3 +159,20 @@ def image_and_pixel(start, P, COUNT: tl.constexpr, INDEX: tl.constexpr):
     first = start // P
     local = (start - first * P).to(INDEX) + tl.arange(0, COUNT)
     return first, local // P, local % P
+
+
+@triton.jit
+def element(start, i_c, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr, COUNT: tl.constexpr):
+    """Offsets of the COUNT elements (of N * P) after ``start`` of channels ``i_c`` in a dense map.
+
+    VEC divides its contiguous dimension; ``start`` is a multiple of COUNT.
+    """
+    start = tl.multiple_of(start, COUNT)
+    if LAST:
+        o = (start + tl.arange(0, COUNT))[:, None] * (c_units * VEC) + i_c
+    else:
+        P = p_units * VEC
+        n, i_n, i_p = image_and_pixel(start, P, COUNT, tl.int32)
+        plane = tl.cast(P, tl.int64)
+        o = ((n + i_n) * (c_units * plane) + i_p)[:, None] + i_c * plane
+    return o

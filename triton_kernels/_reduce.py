@@ -57,7 +57,9 @@ def _channel_sums_kernel(
     for e in range(0, chunk, ELEMENTS):
         i_e = first + e + tl.arange(0, ELEMENTS)[:, None]
         b_sum += tl.load(
-            x + element(i_e, i_c, c_units, p_units, VEC, LAST), mask=(i_e < elements) & (i_c < C), other=0.0
+            x + element(first + e, i_c, c_units, p_units, VEC, LAST, ELEMENTS),
+            mask=(i_e < elements) & (i_c < C),
+            other=0.0,
         ).to(COMPUTE)
     tl.store(parts + tl.program_id(1) * C + i_c, tl.sum(b_sum, 0)[None, :], mask=i_c < C)
 

@@ -49,7 +49,7 @@ def _batch_norm_act_statistics_kernel(
     for e in range(0, tl.minimum(chunk, elements - first), ELEMENTS):
         i_e = first + e + tl.arange(0, ELEMENTS)[:, None]
         m = (i_e < elements) & (i_c < C)
-        b_x = tl.load(x + element(i_e, i_c, c_units, p_units, VEC, LAST), mask=m, other=0.0).to(COMPUTE)
+        b_x = tl.load(x + element(first + e, i_c, c_units, p_units, VEC, LAST, ELEMENTS), mask=m, other=0.0).to(COMPUTE)
         count = tl.minimum(elements - first - e, ELEMENTS).to(COMPUTE)
         tile_mean = tl.sum(b_x, 0)[None, :] / count
         d = tl.where(m, b_x - tile_mean, 0.0)
@@ -119,7 +119,7 @@ def _batch_norm_act_backward_sums_kernel(
     b_normal_sum = tl.zeros((1, CHANNELS), COMPUTE)
     for e in range(0, tl.minimum(chunk, elements - first), ELEMENTS):
         i_e = first + e + tl.arange(0, ELEMENTS)[:, None]
-        o = element(i_e, i_c, c_units, p_units, VEC, LAST)
+        o = element(first + e, i_c, c_units, p_units, VEC, LAST, ELEMENTS)
         m = (i_e < elements) & m_c
         b_normal, b_grad = _normal_and_slope(
             x, grad, residual, o, m, b_mean, b_invstd, b_weight, b_bias, ACTIVATION, COMPUTE

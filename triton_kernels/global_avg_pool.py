@@ -27,8 +27,8 @@ def _global_avg_pool_sums_kernel(x, factor, parts, N, C, c_units, p_units, chunk
     P = p_units if LAST else p_units * VEC
     C_hinted = c_units * VEC if LAST else c_units
     i_n = tl.program_id(1).to(tl.int64)
-    i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    first = tl.program_id(2) * chunk
+    i_c = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    first = tl.program_id(2).to(tl.int64) * chunk
     base = i_n * C * P
     b_sum = tl.zeros((PIXELS, CHANNELS), COMPUTE)
     for p in range(0, tl.minimum(chunk, P - first), PIXELS):
