@@ -15,7 +15,26 @@ from typing import Any
 
 import torch
 
-OPS = ("hardswish", "hardswish_backward")  # each has launch_<op> in triton_kernels/<stem>.py
+OPS = {  # op: the file of triton_kernels that has launch_<op>
+    "activation": "activation",
+    "activation_backward": "activation",
+    "hardswish": "hardswish",
+    "hardswish_backward": "hardswish",
+    "batch_norm_act": "batch_norm_act",
+    "batch_norm_act_train": "batch_norm_act",
+    "batch_norm_act_backward": "batch_norm_act",
+    "channel_shuffle": "channel_shuffle",
+    "channel_shuffle_concat": "channel_shuffle",
+    "global_avg_pool": "global_avg_pool",
+    "global_avg_pool_backward": "global_avg_pool",
+    "se_scale": "se_scale",
+    "se_scale_backward": "se_scale",
+    "depthwise_conv2d": "depthwise_conv2d",
+    "depthwise_conv2d_backward": "depthwise_conv2d",
+    "conv_bn_act": "conv_bn_act",
+    "conv_bn_act_train": "conv_bn_act",
+    "conv_bn_act_backward": "conv_bn_act_backward",
+}
 _PACKAGE = "fastcnn.triton_kernels"
 
 
@@ -45,7 +64,7 @@ def runs_on(device: torch.device) -> bool:
 @functools.cache
 def launcher(op: str) -> Callable:
     """``launch_<op>``; raises what importing Triton raises."""
-    return getattr(importlib.import_module(f"{_package()}.{op.removesuffix('_backward')}"), f"launch_{op}")
+    return getattr(importlib.import_module(f"{_package()}.{OPS[op]}"), f"launch_{op}")
 
 
 def _package() -> str:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Squeeze-and-excitation in Triton's interpreter: forward and every gradient."""
+
+import functools
+import math
+
+import torch
+
+import fastcnn
+from tests.cross import exact
+
+from .compare import HALF_AND_SINGLE, compare, draw
+from .interpreter import needs_triton, run_checks
+
+# more channels than a layer's block, more squeezed ones too; tails; one pixel
+CASES = (
+    ((2, 24, 5, 3), 6, "relu", "hardsigmoid", "channels_last"),
+    ((2, 24, 5, 3), 6, "silu", "sigmoid", "nchw"),
+    ((1, 75, 1, 1), 35, "relu", "sigmoid", "channels_last"),
+    ((3, 5, 9, 4), 1, "hardswish", "hardsigmoid", "transposed"),
+)
+
+
+def check_forward_and_backward():
+    for number, (shape, squeezed, activation, gate, layout) in enumerate(CASES):
+        for dtype in (torch.float64, *HALF_AND_SINGLE, torch.bfloat16):
+            C, kind = shape[1], torch.float32 if number % 2 and dtype is not torch.float64 else dtype
+            tail = (1, 1) if number % 2 else ()
+            inputs = {
+                "x": draw(*shape, dtype=dtype),
+                "w1": draw(squeezed, C, *tail, dtype=kind, scale=C**-0.5),
+                "b1": draw(squeezed, dtype=kind),
+                "w2": draw(C, squeezed, *tail, dtype=kind, scale=squeezed**-0.5),
+                "b2": draw(C, dtype=kind),
+            }
+            x_products = math.prod(shape)  # what the gradient of b1 sums
+            op = functools.partial(fastcnn.ops.se_scale, activation=activation, gate=gate)
+            wanted = functools.partial(exact.se_scale, kind=activation, gate=gate)
+            compare(f"{shape} {activation} {gate} {layout}", op, wanted, inputs, layout, x_products)
+
+
+def check_empty():
+    with fastcnn.use_backend("triton"):
+        y = fastcnn.ops.se_scale(
+            torch.zeros(0, 2, 3, 3), torch.zeros(1, 2), torch.zeros(1), torch.zeros(2, 1), torch.zeros(2)
+        )
+    assert y.shape == (0, 2, 3, 3)
+
+
+@needs_triton
+def test_in_the_interpreter():
+    run_checks(__name__)

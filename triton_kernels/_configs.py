@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tile of every GEMM, by shape: one table, read at the launch. Nothing is tuned inside a call.
+
+Chosen by arithmetic and by the machine code (tests/sass), not yet by a clock: outputs of mobile nets are narrow (16 to
+320), so a tile is as wide as the output up to 64, and 64 or 128 rows high, which is what warp groups of Hopper and
+Blackwell multiply; fewer rows while they would leave multiprocessors idle. 32 sums a thread: with 64 the epilogue
+spills on sm_100. float32 has no tensor cores without TF32, and Triton knows none of Turing's: those tiles keep to
+registers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+_MULTIPROCESSORS = 132
+
+
+class Tile(NamedTuple):
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+# bytes of an element: (widest output, tile), the first that is wide enough, else the last
+TILES = {
+    2: ((16, Tile(128, 16, 64, 4, 3)), (32, Tile(128, 32, 64, 4, 3)), (0, Tile(128, 64, 64, 8, 3))),
+    4: ((16, Tile(64, 16, 32, 4, 2)), (32, Tile(64, 32, 32, 4, 2)), (0, Tile(64, 64, 16, 4, 2))),
+    8: ((16, Tile(32, 16, 16, 4, 1)), (0, Tile(32, 32, 16, 4, 1))),
+}
+
+
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether Triton has tensor-core instructions for it."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def gemm_tile(x: Tensor, rows: int, columns: int, depth: int, last: bool) -> Tile:
+    """The tile of a [rows, depth] x [depth, columns] product of the dtype of x; ``last``: channels_last.
+
+    In NCHW each output of a thread needs an address of its own, so a tile has fewer of them.
+    """
+    size = x.dtype.itemsize
+    table = TILES[size if has_tensor_cores(x.device) else max(size, 4)]
+    tile = next((tile for widest, tile in table if columns <= widest), table[-1][1])
+    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    if tile.rows == 128 and (not last or programs < _MULTIPROCESSORS):
+        tile = tile._replace(rows=64, warps=4)
+    return tile._replace(depth=min(tile.depth, max(triton.next_power_of_2(depth), 16)))
+
+
+def splits(programs: int, depth: int, step: int) -> int:
+    """Into how many parts a sum over ``depth`` is cut, so that about two programs run on every multiprocessor."""
+    return max(min(2 * _MULTIPROCESSORS // max(programs, 1), triton.cdiv(depth, step), 128), 1)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """tl.dot's own default for float32 is TF32; ours is torch's switch for it."""
+    return "tf32" if dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
