@@ -15,7 +15,8 @@ from tests.sass import gate
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = gate.why_not()
     for item in items:
-        if reason and Path(__file__).parent in item.path.parents:
+        # Triton brings its own assembler: test_triton_sass.py asks for what it needs
+        if reason and Path(__file__).parent in item.path.parents and item.path.name != "test_triton_sass.py":
             item.add_marker(pytest.mark.skip(reason=f"no machine code to look at: {reason}"))
 
 
