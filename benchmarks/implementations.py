@@ -16,6 +16,7 @@ from fastcnn.reference import WrongOutput, relative_error
 
 _IN_PLACE = {"identity": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
              "hardsigmoid": lambda y: F.hardsigmoid(y, inplace=True), "silu": lambda y: F.silu(y, inplace=True), "sigmoid": torch.sigmoid_}
+_WEIGHTS = {"conv_bn_act": (1,), "depthwise_conv2d": (1,), "se_scale": (1, 3)}  # positions among the op's arguments
 _FRESH = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
@@ -45,8 +46,8 @@ def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.m
         return value.contiguous(memory_format=memory_format) if value.dim() == 4 else value
 
     arguments = [tensor(a) if isinstance(a, TensorSpec) else a for a in call.arguments]
-    if call.op in ("conv_bn_act", "depthwise_conv2d"):
-        arguments[1] *= arguments[1][0].numel() ** -0.5  # as nets are initialised: outputs of the size of the inputs
+    for i in _WEIGHTS.get(call.op, ()):
+        arguments[i] *= arguments[i][0].numel() ** -0.5  # as nets are initialised: outputs of the size of the inputs
     if call.op in ("conv_bn_act", "batch_norm_act"):
         variance = 6 if call.op == "conv_bn_act" else 2
         if arguments[variance] is not None:
