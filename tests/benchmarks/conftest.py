@@ -3,7 +3,7 @@
 
 import torch
 
-# torch lists the constructors that `with torch.device(...)` serves once, at its first use: now, while torch.empty is its own and not the
-# one that poisoned_allocations puts there during a test.
+# torch lists the constructors that `with torch.device(...)` serves once, at its first use: now, while torch.empty is
+# its own and not the one that poisoned_allocations puts there during a test.
 with torch.device("meta"):
     torch.empty(0)

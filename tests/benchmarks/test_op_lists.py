@@ -154,7 +154,7 @@ def test_as_many_sums_as_the_kernel_has_tiles():
     header = (report.ROOT / "csrc/cuda/depthwise_conv2d_tile.cuh").read_text(encoding="utf-8")
     assert "kStrip = kKernel == 7 ? 1 : kKernel == 3 && kStride == 1 ? 4 : 2;" in header
     assert "kRows = kKernel == 3 ? 7 : 14;" in header
-    assert [op_lists._sums((8, 28, 28), k, s) for k, s in ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1))] == [28, 56, 28, 28, 56]
+    assert [op_lists._sums((8, 28, 28), k, s) for k, s in ((3, 1), (3, 2), (5, 1), (7, 1))] == [28, 56, 28, 56]
     for name in NETS:
         ops = op_lists.op_list(name)
         for op, after in zip(ops, ops[1:]):
@@ -231,4 +231,5 @@ def test_write_puts_the_table_between_its_markers(tmp_path, monkeypatch, capsys)
 
 
 def test_results_has_the_table_of_today():
-    assert f"<!-- bytes -->\n{op_lists.table()}\n<!-- /bytes -->" in (report.ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    text = (report.ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert f"<!-- bytes -->\n{op_lists.table()}\n<!-- /bytes -->" in text
