@@ -106,6 +106,11 @@ def ops_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _distinct(old: list[dict], new: list[Row]) -> list[Row]:
+    """One row per op, label, batch and layout, the newest: calls that differ by an eps alone share their label."""
+    return list({row[:4]: row for row in (*(Row(**fields) for fields in old), *new)}.values())
+
+
 def measure_models(models: list[str], batches: list[int], seconds: float) -> list:
     from fastcnn.benchmark import bench_model
 
@@ -142,12 +147,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="at most this long per model")
     parser.add_argument("--json", type=Path, help="write every row there as well")
+    parser.add_argument("--update", action="store_true", help="ops: keep the rows of the --json file that are not measured anew")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     args = parser.parse_args()
+    if args.update and not args.json:
+        parser.error("--update needs --json")
     torch.set_num_threads(args.threads)
     models, batches = args.model or fastcnn.list_models(), args.batch or [1, 16]
     if args.what == "ops":
         rows = measure_ops(args.op or list(implementations.OPS), models, batches, args.layout or list(LAYOUTS))
+        rows = _distinct(json.loads(args.json.read_text(encoding="utf-8")) if args.update else [], rows)
         table, data = ops_table(rows), [row._asdict() for row in rows]
     else:
         results = measure_models(models, batches, args.seconds)
