@@ -94,7 +94,7 @@ def kernel_table(rows: Sequence[KernelRow]) -> str:
 
 
 def net_table(rows: Sequence[NetRow]) -> str:
-    lines = ["| network | batch | dtype | implementation | graph | ms | quartiles | images/s | % of byte roof | error | |",
+    lines = ["| network | batch | dtype | implementation | graph | ms | quartiles | images/s | % of roof | error | |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in rows:
         head = f"| {r.net} | {r.batch} | {r.dtype} | {r.implementation} | {'yes' if r.graph else 'no'} |"

@@ -86,7 +86,8 @@ def test_compiling_stops_when_its_share_is_spent(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compile_for_8_seconds)
-    rows, left_out = kernels.measure(iter(_calls("hardswish")), F32, "cpu", FakeClock(), ROOF, Budget(30.0, seconds), ())
+    budget = Budget(30.0, seconds)
+    rows, left_out = kernels.measure(iter(_calls("hardswish")), F32, "cpu", FakeClock(), ROOF, budget, ())
     assert left_out == 0
     compiled = [row.microseconds is not None for row in rows if row.implementation == kernels.COMPILE]
     assert compiled == [True, True] + [False] * (len(compiled) - 2) and len(compiled) > 2
