@@ -167,5 +167,8 @@ def measure(names: Sequence[str], device: str, clock: Clock, bandwidth: float, b
             continue
         if name not in weights:
             weights[name] = Weights(name)
-        rows += measure_net(weights[name], dtype, batch, device, clock, bandwidth, budget, compiling, graphs)
+        try:
+            rows += measure_net(weights[name], dtype, batch, device, clock, bandwidth, budget, compiling, graphs)
+        except torch.OutOfMemoryError:
+            rows.append(NetRow(name, batch, str(dtype)[6:], "all", False, note="failed: out of memory"))
     return rows, left_out

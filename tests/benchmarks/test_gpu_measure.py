@@ -77,6 +77,20 @@ def test_one_that_fails_is_a_row_not_the_end(monkeypatch):
     assert rows["fastcnn cpu"].microseconds is not None
 
 
+def test_out_of_memory_is_a_row_not_the_end(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(implementations, "build", full)
+    calls = _calls("hardswish")[:2]
+    rows, left_out = kernels.measure(iter(calls), F32, "cpu", FakeClock(), ROOF, Budget(60), ("cpu",))
+    assert [(row.label, row.note) for row in rows] == [(call.label, "failed: out of memory") for call in calls]
+    monkeypatch.setattr(nets, "measure_net", full)
+    monkeypatch.setattr(nets, "Weights", str)
+    rows, left_out = nets.measure(["mobilenet_v2"], "cpu", FakeClock(), ROOF, Budget(60))
+    assert [row.note for row in rows] == ["failed: out of memory"] * 8 and left_out == 0
+
+
 def test_compiling_stops_when_its_share_is_spent(monkeypatch):
     seconds = Seconds()
 
