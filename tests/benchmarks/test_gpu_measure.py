@@ -180,7 +180,7 @@ def test_a_graph_that_replays_something_else_is_wrong(weights, monkeypatch):
 def test_every_configuration_once_the_telling_ones_first():
     found = list(nets.configurations(["a", "b"]))
     assert len(found) == len(set(found)) == 2 * 2 * 4
-    assert found[:3] == [("a", torch.float16, 1), ("b", torch.float16, 1), ("a", torch.float16, 64)]
+    assert found[:3] == [("a", torch.float16, 1), ("a", torch.float16, 256), ("b", torch.float16, 1)]
     assert {batch for _, _, batch in found} == {1, 8, 64, 256}
     assert nets.measure(["mobilenet_v2"], "cpu", FakeClock(), ROOF, Budget(-1.0)) == ([], 8)
 
@@ -188,6 +188,38 @@ def test_every_configuration_once_the_telling_ones_first():
 def test_the_roof_of_a_network_without_a_list_is_unknown():
     assert nets.roof_bytes("efficientnet_lite0") is None
     assert nets.roof_bytes("mobilenet_v1_x1_0") == pytest.approx(20.6e6, rel=0.02)
+
+
+def test_tensorrt_through_onnx(monkeypatch):
+    """The calls of tensorrt's own interface, on a stand-in that doubles what it finds at the input's address."""
+    log, addresses = [], {}
+
+    class Anything:
+        def __getattr__(self, name):
+            return lambda *args: log.append(name) or self
+
+        def set_tensor_address(self, name, pointer):
+            addresses[name] = pointer
+
+        def execute_async_v3(self, stream):
+            log.append(("run", stream))
+
+    package = types.ModuleType("tensorrt")
+    package.Logger = type("Logger", (Anything,), {"ERROR": 0, "__init__": lambda self, level: None})
+    package.BuilderFlag = type("BuilderFlag", (), {"FP16": "fp16", "BF16": "bf16"})
+    package.Builder = package.Runtime = lambda logger: Anything()
+    package.OnnxParser = lambda network, logger: Anything()
+    monkeypatch.setitem(sys.modules, "tensorrt", package)
+    monkeypatch.setattr(trt.importlib.util, "find_spec", lambda name: name == "tensorrt" or None)
+    monkeypatch.setattr(trt.torch.onnx, "export", lambda net, args, file, **names: file.write(b"net"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=7))
+    x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    run = trt.build(torch.nn.Identity(), x)
+    y = run()
+    assert (tuple(y.shape), y.dtype) == ((2, 1000), F32)
+    assert addresses == {"x": run.keeps[1].data_ptr(), "y": y.data_ptr()} and run.keeps[1].is_contiguous()
+    assert log.index("parse") < log.index("build_serialized_network") < log.index("deserialize_cuda_engine")
+    assert log[-1] == ("run", 7)
 
 
 def test_tensorrt_is_used_when_it_is_there(monkeypatch):
