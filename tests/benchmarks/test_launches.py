@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.models import launches, op_lists
 from benchmarks.models.launches import BATCH
@@ -41,6 +42,13 @@ def test_a_depthwise_convolution_may_copy_its_weight():
     *copies, launch = _run(op)
     assert copies in ([], [("aten::clone", 2 * 2 * 144 * 25)])
     assert launch == ("_depthwise_conv2d_forward_kernel", BATCH * (op.read + op.written) + 2 * 144 * 26)
+
+
+def test_a_slice_is_written_where_it_lies(monkeypatch):
+    given = []
+    monkeypatch.setattr(launches, "_bytes", lambda tensors: given.extend(tree_leaves(tensors)) or 1)
+    _run(Op("implicit gemm", (128, 56, 56), (32, 56, 56), 3, into=256))
+    assert ((BATCH, 32, 56, 56), 256) in [(tuple(t.shape), t.stride(-1)) for t in given if isinstance(t, torch.Tensor)]
 
 
 def test_a_copy_and_torchs_pool():
