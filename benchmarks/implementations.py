@@ -40,10 +40,10 @@ def assert_equal(call: Call, pair: Pair) -> None:
 def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.channels_last,
           device: str = "cpu", compute: torch.dtype | None = None) -> Pair:  # fmt: skip
     """Random tensors of the call's shapes; BN statistics away from 0 and 1. ``compute``: the same values in that dtype."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def tensor(spec: TensorSpec) -> Tensor:
-        value = torch.randn(spec.shape, generator=generator).to(dtype)
+        value = torch.randn(spec.shape, generator=generator, device=device).to(dtype)
         return value.contiguous(memory_format=memory_format) if value.dim() == 4 else value
 
     arguments = [tensor(a) if isinstance(a, TensorSpec) else a for a in call.arguments]
@@ -53,7 +53,7 @@ def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.m
         variance = 6 if call.op == "conv_bn_act" else 2
         if arguments[variance] is not None:
             arguments[variance] = arguments[variance].abs() + 0.5
-    arguments = [a.to(device, compute or dtype) if isinstance(a, Tensor) else a for a in arguments]
+    arguments = [a.to(compute or dtype) if isinstance(a, Tensor) else a for a in arguments]
     ours, theirs = _BUILDERS[call.op](*arguments)
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in tensors) + torch.Size(call.output).numel() * tensors[0].element_size()

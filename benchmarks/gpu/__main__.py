@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 
 import fastcnn
-from benchmarks import implementations, report, shapes
+from benchmarks import implementations, report
 from benchmarks.gpu import kernels, nets
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu.timer import Budget, CudaClock, copy_bandwidth
 
-MINUTES = {"gate": 6.0, "kernels": 8.0, "networks": 12.0}
+MINUTES = {"gate": 5.0, "kernels": 7.0, "networks": 15.0}
+MODELS = ("mobilenet_v2", "efficientnet_b0", "mobilenet_v3_large", "shufflenet_v2_x1_0", "mobilenet_v1_x1_0",
+          "efficientnet_lite0")  # fmt: skip
 KERNEL_BATCH = 64
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=report.ROOT / "results")
     parser.add_argument("--scale", type=float, default=1.0, help="of each part's minutes: %s" % MINUTES)
-    parser.add_argument("--model", action="append", help=f"repeatable (default: {', '.join(shapes.REPRESENTATIVE)})")
+    parser.add_argument("--model", action="append", help=f"repeatable (default: {', '.join(MODELS)})")
     args = parser.parse_args(arguments)
     reason = missing()
     if reason is not None:
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not passed:
         print("bench-gpu: the gate failed, nothing is timed", file=sys.stderr)
         return 1
-    models = args.model or list(shapes.REPRESENTATIVE)
+    models = args.model or list(MODELS)
     torch.backends.cudnn.benchmark = True
     clock = CudaClock()
     bandwidth = copy_bandwidth(clock, "cuda")

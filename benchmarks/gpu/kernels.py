@@ -63,8 +63,11 @@ def measure(calls: Iterator[shapes.Call], dtype: torch.dtype, device: str, clock
     for call in calls:
         if budget.left <= 0:
             left_out += 1
-        else:
+            continue
+        try:
             rows += measure_call(call, dtype, device, clock, bandwidth, budget, backends, compiling.left > 0)
+        except torch.OutOfMemoryError:
+            rows.append(KernelRow(call.op, call.label, str(dtype)[6:], "all", 0, note="failed: out of memory"))
     return rows, left_out
 
 

@@ -15,6 +15,13 @@ from benchmarks.gpu.kernels import EAGER, KernelRow
 from benchmarks.gpu.nets import NetRow
 
 
+LEGEND = """\
+Medians of interleaved rounds by CUDA events, caches flushed before every call; a kernel without the host's share, a
+network with it. Byte roof: the tensors of a call, or the maps of a network's launches (benchmarks/models/op_lists.py),
+once each at the rate of a large copy on this GPU. Error: against fp64, relative to the largest value; what errs more
+than 5 times as much as torch eager is not timed. `cuDNN convolution alone` leaves out what follows the convolution."""
+
+
 @dataclass
 class Run:
     """Everything of one run. ``left_out`` counts, by part, what its time did not suffice for."""
@@ -51,7 +58,7 @@ def write(run: Run, folder: Path) -> list[Path]:
 
 def markdown(run: Run) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in run.machine.items())
-    parts = [f"# {run.machine['gpu']}", facts, f"Gate: {run.gate}", "## Kernels", kernel_summary(run.kernels),
+    parts = [f"# {run.machine['gpu']}", facts, f"Gate: {run.gate}", LEGEND, "## Kernels", kernel_summary(run.kernels),
              kernel_table(run.kernels), "## Networks", net_table(run.nets)]  # fmt: skip
     parts += [f"{count} of part {part} left out: its time was over." for part, count in run.left_out.items() if count]
     if run.wrong:
@@ -94,7 +101,7 @@ def kernel_table(rows: Sequence[KernelRow]) -> str:
 
 
 def net_table(rows: Sequence[NetRow]) -> str:
-    lines = ["| network | batch | dtype | implementation | graph | ms | quartiles | images/s | % of byte roof | error | |",
+    lines = ["| network | batch | dtype | implementation | graph | ms | quartiles | images/s | % of roof | error | |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in rows:
         head = f"| {r.net} | {r.batch} | {r.dtype} | {r.implementation} | {'yes' if r.graph else 'no'} |"

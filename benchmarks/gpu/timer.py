@@ -14,7 +14,7 @@ from fastcnn.benchmark import Timing
 WARM_UPS = 25
 WARM_UP_SECONDS = 1.0  # of one implementation; slower ones warm up less often, three times at least
 LEAST_ROUNDS = 3
-AHEAD_CYCLES = 400_000  # the device idles about 0.2 ms, in which the host queues the call behind it
+AHEAD_CYCLES = 1_000_000  # the device idles about 0.5 ms, in which the host queues the call behind it
 COPY_BYTES = 1 << 30
 
 

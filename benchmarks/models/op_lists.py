@@ -2,7 +2,7 @@
 """Nine networks as lists of our launches, the bytes that these move: `python -m benchmarks.models.op_lists [--write]`.
 
 A model, nothing is timed. Every tensor that a launch reads or writes counts once: maps in half precision, the sums and
-gates of squeeze-and-excitation in float32. Weights do not count, as in the columns beside ours: a batch reads them once.
+gates of squeeze-and-excitation in float32. Weights do not, as in the columns beside ours: a batch reads them once.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _efficientnet_b0() -> list[Op]:
 def _densenet121() -> list[Op]:
     """A block is one map that its layers widen; batch norm 2 of a layer is folded, batch norm 1 goes with its 1x1.
 
-    torch's pool writes no slice, hence the copy after it; a transition's average is a depthwise 2x2 of constant weights.
+    torch's pool writes no slice, hence the copy; a transition's average is a depthwise 2x2 of constant weights.
     """
     net = Net()
     pooled = net.max_pool(net.conv(IMAGE, 64, 7, 2, "relu"))

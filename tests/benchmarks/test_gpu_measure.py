@@ -77,6 +77,20 @@ def test_one_that_fails_is_a_row_not_the_end(monkeypatch):
     assert rows["fastcnn cpu"].microseconds is not None
 
 
+def test_out_of_memory_is_a_row_not_the_end(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(implementations, "build", full)
+    calls = _calls("hardswish")[:2]
+    rows, left_out = kernels.measure(iter(calls), F32, "cpu", FakeClock(), ROOF, Budget(60), ("cpu",))
+    assert [(row.label, row.note) for row in rows] == [(call.label, "failed: out of memory") for call in calls]
+    monkeypatch.setattr(nets, "measure_net", full)
+    monkeypatch.setattr(nets, "Weights", str)
+    rows, left_out = nets.measure(["mobilenet_v2"], "cpu", FakeClock(), ROOF, Budget(60))
+    assert [row.note for row in rows] == ["failed: out of memory"] * 8 and left_out == 0
+
+
 def test_compiling_stops_when_its_share_is_spent(monkeypatch):
     seconds = Seconds()
 
@@ -86,7 +100,8 @@ def test_compiling_stops_when_its_share_is_spent(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compile_for_8_seconds)
-    rows, left_out = kernels.measure(iter(_calls("hardswish")), F32, "cpu", FakeClock(), ROOF, Budget(30.0, seconds), ())
+    budget = Budget(30.0, seconds)
+    rows, left_out = kernels.measure(iter(_calls("hardswish")), F32, "cpu", FakeClock(), ROOF, budget, ())
     assert left_out == 0
     compiled = [row.microseconds is not None for row in rows if row.implementation == kernels.COMPILE]
     assert compiled == [True, True] + [False] * (len(compiled) - 2) and len(compiled) > 2
@@ -165,7 +180,7 @@ def test_a_graph_that_replays_something_else_is_wrong(weights, monkeypatch):
 def test_every_configuration_once_the_telling_ones_first():
     found = list(nets.configurations(["a", "b"]))
     assert len(found) == len(set(found)) == 2 * 2 * 4
-    assert found[:3] == [("a", torch.float16, 1), ("b", torch.float16, 1), ("a", torch.float16, 64)]
+    assert found[:3] == [("a", torch.float16, 1), ("a", torch.float16, 256), ("b", torch.float16, 1)]
     assert {batch for _, _, batch in found} == {1, 8, 64, 256}
     assert nets.measure(["mobilenet_v2"], "cpu", FakeClock(), ROOF, Budget(-1.0)) == ([], 8)
 
@@ -173,6 +188,38 @@ def test_every_configuration_once_the_telling_ones_first():
 def test_the_roof_of_a_network_without_a_list_is_unknown():
     assert nets.roof_bytes("efficientnet_lite0") is None
     assert nets.roof_bytes("mobilenet_v1_x1_0") == pytest.approx(20.6e6, rel=0.02)
+
+
+def test_tensorrt_through_onnx(monkeypatch):
+    """The calls of tensorrt's own interface, on a stand-in that doubles what it finds at the input's address."""
+    log, addresses = [], {}
+
+    class Anything:
+        def __getattr__(self, name):
+            return lambda *args: log.append(name) or self
+
+        def set_tensor_address(self, name, pointer):
+            addresses[name] = pointer
+
+        def execute_async_v3(self, stream):
+            log.append(("run", stream))
+
+    package = types.ModuleType("tensorrt")
+    package.Logger = type("Logger", (Anything,), {"ERROR": 0, "__init__": lambda self, level: None})
+    package.BuilderFlag = type("BuilderFlag", (), {"FP16": "fp16", "BF16": "bf16"})
+    package.Builder = package.Runtime = lambda logger: Anything()
+    package.OnnxParser = lambda network, logger: Anything()
+    monkeypatch.setitem(sys.modules, "tensorrt", package)
+    monkeypatch.setattr(trt.importlib.util, "find_spec", lambda name: name == "tensorrt" or None)
+    monkeypatch.setattr(trt.torch.onnx, "export", lambda net, args, file, **names: file.write(b"net"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=7))
+    x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    run = trt.build(torch.nn.Identity(), x)
+    y = run()
+    assert (tuple(y.shape), y.dtype) == ((2, 1000), F32)
+    assert addresses == {"x": run.keeps[1].data_ptr(), "y": y.data_ptr()} and run.keeps[1].is_contiguous()
+    assert log.index("parse") < log.index("build_serialized_network") < log.index("deserialize_cuda_engine")
+    assert log[-1] == ("run", 7)
 
 
 def test_tensorrt_is_used_when_it_is_there(monkeypatch):

@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -104,7 +105,7 @@ def test_without_a_gpu_one_line_says_what_is_missing(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says nothing where there is a GPU")
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="would build and run")
 def test_make_says_it_too():
     done = subprocess.run(["make", "bench-gpu"], cwd=cpu_report.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
@@ -142,7 +143,7 @@ def test_a_whole_run_writes_what_it_found(monkeypatch, capsys, tmp_path, run, wr
     monkeypatch.setattr(report, "plots", lambda run, base: [])
     assert command.main(["--out", str(tmp_path), "--model", "mobilenet_v2"]) == (1 if wrong else 0)
     assert [s[0] for s in seen] == [torch.float16, torch.bfloat16, ["mobilenet_v2"]]
-    assert [s[3] for s in seen] == [240, 480, 720]  # the second dtype has what the first left
+    assert [s[3] for s in seen] == [210, 420, 900]  # the second dtype has what the first left
     data = json.loads((tmp_path / "nvidia_h100_80gb_hbm3.json").read_text(encoding="utf-8"))
     assert data["gate"] == "12 passed" and data["left_out"]["kernels bfloat16"] == 2
     assert len(data["nets"]) == 5 and ("wrong" in capsys.readouterr().err) is wrong
