@@ -29,32 +29,36 @@ class Buffer:
         storage = x.untyped_storage()
         self.first, self.bytes, self.itemsize = storage.data_ptr(), storage.nbytes(), x.itemsize
         self.loaded = self.stored = self.left_l1 = 0
-        self._seen = {name: np.zeros(self.bytes // self.itemsize, bool) for name in ("loaded", "stored")}
-        self._sectors: list[np.ndarray] = []
+        self._programs: dict[str, list[np.ndarray]] = {"loaded": [], "stored": []}  # what each asked for, once
+        self._of_program: dict[str, list[np.ndarray]] = {"loaded": [], "stored": []}
 
     def holds(self, address: np.ndarray) -> bool:
         return bool((address >= self.first).all() and (address + self.itemsize <= self.first + self.bytes).all())
 
     def add(self, address: np.ndarray, kind: str) -> None:
-        offset = (address - self.first).astype(np.int64)
-        setattr(self, kind, getattr(self, kind) + self.itemsize * offset.size)
-        self._seen[kind][offset // self.itemsize] = True
-        if kind == "loaded":
-            self._sectors.append(np.unique(offset // SECTOR))
+        setattr(self, kind, getattr(self, kind) + self.itemsize * address.size)
+        self._of_program[kind].append(address)
 
     def end_program(self) -> None:
-        if self._sectors:
-            self.left_l1 += SECTOR * np.unique(np.concatenate(self._sectors)).size
-            self._sectors.clear()
+        for kind, addresses in self._of_program.items():
+            if addresses:
+                once = np.unique(np.concatenate(addresses)) - np.uint64(self.first)
+                self._programs[kind].append(once)
+                addresses.clear()
+                if kind == "loaded":
+                    self.left_l1 += SECTOR * np.unique(once // SECTOR).size
+
+    def _once(self, kind: str) -> int:
+        return self.itemsize * np.unique(np.concatenate([np.empty(0, np.uint64), *self._programs[kind]])).size
 
     @property
     def loaded_once(self) -> int:
         """Bytes read at least once."""
-        return self.itemsize * int(self._seen["loaded"].sum())
+        return self._once("loaded")
 
     @property
     def stored_once(self) -> int:
-        return self.itemsize * int(self._seen["stored"].sum())
+        return self._once("stored")
 
 
 class Launch:
