@@ -20,13 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def float32_is_float32() -> Iterator[None]:
-    """cuDNN's default is TF32, ten bits of mantissa: the tolerances here are those of float32."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
+def float32_is_float32_and_results_repeat() -> Iterator[None]:
+    """cuDNN's default is TF32, ten bits of mantissa, and algorithms whose sums differ from run to run."""
+    switches = [(torch.backends.cudnn, "allow_tf32", False), (torch.backends.cudnn, "deterministic", True),
+                (torch.backends.cuda.matmul, "allow_tf32", False)]  # fmt: skip
+    before = [getattr(module, name) for module, name, _ in switches]
+    for module, name, value in switches:
+        setattr(module, name, value)
     yield
-    for switch, value in zip(switches, before):
-        switch.allow_tf32 = value
+    for (module, name, _), value in zip(switches, before):
+        setattr(module, name, value)
     torch.cuda.synchronize()  # what a kernel did wrong shows in the test that launched it
