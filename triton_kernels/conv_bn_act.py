@@ -113,7 +113,7 @@ def gemm(
     residual, r_n, r_s = (None, 0, 0) if residual is None else _host.rows_of(residual, last)
     VP, VO, VC, VX, VY, VR = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (x_n, x_s), (y_n, y_s), (r_n, r_s)))
     vectors, prologue = ([None if v is None else v.contiguous() for v in some] for some in (vectors, prologue))
-    weight, rows = _host.dense(weight, True), y.shape[0] * P
+    weight, rows, precision = _host.dense(weight, True), y.shape[0] * P, _configs.precision(x.dtype)
 
     def run(tile: _configs.Tile) -> None:
         grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(O, tile.columns), groups)
@@ -122,12 +122,12 @@ def gemm(
             x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3], *x.shape[2:], *stride,
             *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
             TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
-            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype),
+            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=precision,
             COMPUTE=_host.compute_type(x), INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    shape = (kH, kW, *stride, int(transposed), int(last), _launch.size_class(rows), O, C)
+    shape = (kH, kW, *stride, int(transposed), int(last), _launch.size_class(rows), groups, O, C, precision)
     with torch.cuda.device_of(x):
         tile = _configs.gemm_tile(x, rows, O, C, last)
         _launch.launch("gemm", shape, x, tile, lambda: _configs.gemm_candidates(tile, O, C), run)

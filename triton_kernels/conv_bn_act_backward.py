@@ -73,7 +73,7 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
     grad, g_n, g_s = _host.rows_of(grad, last)
     x, x_n, x_s = _host.rows_of(x, last)
     VP, VO, VC, VG, VX = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (g_n, g_s), (x_n, x_s)))
-    pixels = grad.shape[0] * P
+    pixels, precision = grad.shape[0] * P, _configs.precision(x.dtype)
 
     def run(tile: _configs.Tile) -> Tensor:
         blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
@@ -84,12 +84,12 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
             grad, x, parts, grad.shape[0], P // VP, O // VO, C // VC, g_n // VG, g_s // VG, x_n // VX, x_s // VX,
             grad.shape[3], *x.shape[2:], *stride, *dilation, padding[2], padding[0], chunk, KH=kH, KW=kW,
             POINTWISE=pointwise, LAST=last, VP=VP, VO=VO, VC=VC, VG=VG, VX=VX, OUT=tile.rows, IN=tile.columns,
-            PIXELS=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x),
+            PIXELS=tile.depth, PRECISION=precision, COMPUTE=_host.compute_type(x),
             INDEX=_host.index_type(tile.depth, P, g_n, x_n), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return parts
 
-    shape = (kH, kW, *stride, int(last), _launch.size_class(pixels), O, C)
+    shape = (kH, kW, *stride, int(last), _launch.size_class(pixels), groups, O, C, precision)
     with torch.cuda.device_of(x):
         tile = _configs.gemm_tile(x, O, C, pixels, last)
         parts = _launch.launch("gemm_weight", shape, x, tile, lambda: _configs.gemm_candidates(tile, C, pixels), run)
