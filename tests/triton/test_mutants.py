@@ -45,6 +45,14 @@ def _is_noticed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
     return done.returncode == 1 and "AssertionError" in done.stderr, output
 
 
+def test_every_mutant_can_be_planted():
+    for name, mutant in {**MUTANTS, **MUTANTS_AT_LENGTH}.items():
+        text = (ROOT / "triton_kernels" / mutant.file).read_text(encoding="utf-8")
+        assert mutant.apply(text) != text, name
+        path = ROOT / (mutant.module if mutant.module == SASS else f"tests/triton/{mutant.module}.py")
+        assert f"def {mutant.check}(" in path.read_text(encoding="utf-8"), name
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name, tmp_path):
     noticed, output = _is_noticed(MUTANTS[name], tmp_path)
