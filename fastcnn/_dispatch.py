@@ -166,7 +166,7 @@ def _cover_devices() -> None:
     for op in RULES:
         _take_over(op)
     found = ", ".join(f"sm_{major}{minor} ({name})" for (major, minor), name in lacking.items())
-    numbers = ";".join(f"{major}{minor}" for major, minor in lacking)
+    numbers = ";".join(f"{major}{minor}" for major, minor in archs)
     warnings.warn(
         f"fastcnn: the compiled CUDA library has no code for {found}, only for {', '.join(CUDA.build['archs'])}: there "
         f"Triton serves every op. To fix it: FASTCNN_CUDA=1 FASTCNN_CUDA_ARCHS='{numbers}' {reinstall_command()}",

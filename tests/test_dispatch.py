@@ -214,6 +214,14 @@ def test_the_key_is_taken_over_below_autograd_and_autocast(device, monkeypatch):
     assert len(chosen) == 3
 
 
+def test_tracing_runs_and_compiles_no_kernel(device):
+    _dispatch.install()
+    with FakeTensorMode():
+        x, weight = (torch.empty(shape, dtype=HALF, device="cuda") for shape in ((2, 96, 4, 4), (24, 96, 1, 1)))
+        y = fastcnn.ops.hardswish(fastcnn.ops.conv_bn_act(x, weight))
+    assert y.shape == (2, 24, 4, 4) and y.device.type == "cuda" and device.calls == []
+
+
 def explained(op, *args, dtype: torch.dtype = HALF, shape: tuple = (1, 96, 4, 4), **kwargs) -> backends.Explanation:
     with FakeTensorMode():
         x = torch.empty(shape, dtype=dtype, device="cuda")

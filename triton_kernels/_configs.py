@@ -92,6 +92,7 @@ def splits(programs: int, depth: int, step: int) -> int:
     return max(min(2 * _MULTIPROCESSORS // max(programs, 1), triton.cdiv(depth, step), 128), 1)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """tl.dot's own default for float32 is TF32; ours is torch's switch for it."""
-    return "tf32" if dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def precision(dtype: torch.dtype, allow_tf32: bool | None = None) -> str:
+    """tl.dot's own default for float32 is TF32; ours is what the caller says, else torch's switch for it."""
+    allowed = torch.backends.cuda.matmul.allow_tf32 if allow_tf32 is None else allow_tf32
+    return "tf32" if dtype is torch.float32 and allowed else "ieee"

@@ -100,6 +100,11 @@ def output_size(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Seque
     return tuple((x.shape[2 + i] + ends[i] - spans[i]) // stride[i] + 1 for i in (0, 1))
 
 
+def check_shape(op: str, name: str, x: Tensor | None, wanted: tuple[int, ...]) -> None:
+    if x is not None and tuple(x.shape) != wanted:
+        raise ValueError(f"{op}: {name} must be {list(wanted)}, got {list(x.shape)}")
+
+
 class Map(NamedTuple):
     """A dense map as rows of adjacent elements, and the grid of tiles over it (_epilogue.tile)."""
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second stage of every sum: parts that programs of the first left in float32 are added in one fixed order."""
+"""Sums over N, H and W, and the second stage of every sum: parts that programs of the first left in float32 (float64
+for double) are added in one fixed order, so that results repeat to the bit.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ _LANES, _PARTS = 128, 16
 
 @triton.jit
 def _sum_parts_kernel(parts, y, S, L, scale_bits, LANES: tl.constexpr, PARTS: tl.constexpr):
+    """A program owns LANES of the L sums and takes PARTS of the S parts at a time. Bytes: parts 1.00, y 1.00."""
     i_l = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     m_l = i_l < L
     b_sum = tl.zeros((PARTS, LANES), parts.dtype.element_ty)
@@ -37,24 +40,17 @@ def sum_parts(parts: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
 
 
 @triton.jit
-def _channel_sums_kernel(
-    x,
-    parts,
-    elements,
-    chunk,
-    c_units,
-    p_units,
-    VEC: tl.constexpr,
-    LAST: tl.constexpr,
-    ELEMENTS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+def _channel_sums_kernel(x, parts, elements, chunk, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr,
+                         ELEMENTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
+    """A program owns a chunk of CHANNELS channels, ELEMENTS at a time, its sums in registers.
+
+    Bytes: x 1.00, parts 1.00 (C for each chunk: at most 1 / ELEMENTS of x in elements). The roof is DRAM bandwidth.
+    """
     C = c_units * VEC if LAST else c_units
     i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     first = tl.program_id(1).to(tl.int64) * chunk
     b_sum = tl.zeros((ELEMENTS, CHANNELS), COMPUTE)
-    for e in range(0, chunk, ELEMENTS):
+    for e in range(0, tl.minimum(chunk, elements - first), ELEMENTS):
         i_e = first + e + tl.arange(0, ELEMENTS)[:, None]
         b_sum += tl.load(
             x + element(first + e, i_c, c_units, p_units, VEC, LAST, ELEMENTS),

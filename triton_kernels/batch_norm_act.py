@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norm with residual and activation: eval in one pass, training in two over x, backward in two over x and grad.
 
-Bytes an element: eval 2 (3 with residual), training 3 (4), backward 5 (8 with residual and its gradient): the
-activation and the normalised x are computed again instead of kept. Statistics: each program takes mean and squared
-deviations of its chunk tile by tile and merges them by Chan's formula, a second kernel merges the chunks, always in
-the same order.
+Reads and writes of a map: eval 2 (3 with residual), training 3 (4), backward 5 (8 with residual and its gradient): the
+activation and the normalised x are computed again instead of kept. DRAM bandwidth is the roof of all of them.
+
+What streams has tiles of 2048 elements (ROWS x LANES, two 16-byte accesses a thread in float16) and asks for its
+channels' vectors once a tile. What sums owns a chunk of CHANNELS channels, ELEMENTS at a time; chunks are cut until
+about 512 programs run. Statistics: each program takes mean and squared deviations of its chunk tile by tile and merges
+them by Chan's formula, a second kernel merges the chunks, always in the same order.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def _batch_norm_act_apply_kernel(
     VARIANCE: tl.constexpr, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: x 1.00, residual 1.00, y 1.00."""
     o, m, _, i_c, m_c = tile(rows, units, C, P, VEC, LAST, ROWS, LANES)
     b_mean, b_invstd, b_weight, b_bias = affine(mean, spread, weight, bias, i_c, m_c, eps_bits, VARIANCE, COMPUTE)
     b_z = (tl.load(x + o, mask=m).to(COMPUTE) - b_mean) * (b_invstd * b_weight) + b_bias
@@ -40,6 +44,7 @@ def _batch_norm_act_statistics_kernel(
     x, means, squares, elements, chunk, c_units, p_units, VEC: tl.constexpr, LAST: tl.constexpr,
     ELEMENTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: x 1.00, means and squares 1.00 (2 C for each chunk)."""
     C = c_units * VEC if LAST else c_units
     i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     first = tl.program_id(1).to(tl.int64) * chunk
@@ -68,6 +73,7 @@ def _batch_norm_act_merge_kernel(
     means, squares, mean, invstd, running_mean, running_var, new_mean, new_var, momentum_bits, eps_bits, elements,
     chunk, S, C, PARTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
+    """A program merges all S chunks of CHANNELS channels at once. Bytes: means, squares and every vector 1.00."""
     i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     m_c = i_c < C
     i_s = tl.arange(0, PARTS)[:, None]
@@ -110,6 +116,7 @@ def _batch_norm_act_backward_sums_kernel(
     grad, x, residual, mean, invstd, weight, bias, parts, elements, chunk, c_units, p_units, ACTIVATION: tl.constexpr,
     VEC: tl.constexpr, LAST: tl.constexpr, ELEMENTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: grad 1.00, x 1.00, residual 1.00 (none without an activation), parts 1.00."""
     C = c_units * VEC if LAST else c_units
     i_c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     m_c = i_c < C
@@ -138,6 +145,7 @@ def _batch_norm_act_backward_kernel(
     ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr,
     LANES: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: grad, x, residual (none without an activation), grad_x and grad_residual 1.00."""
     o, m, _, i_c, m_c = tile(rows, units, C, P, VEC, LAST, ROWS, LANES)
     b_mean, b_invstd, b_weight, b_bias = affine(mean, invstd, weight, bias, i_c, m_c, 0, False, COMPUTE)
     b_normal, b_grad = _normal_and_slope(

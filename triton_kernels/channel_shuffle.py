@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channel shuffle, its inverse, and concat + shuffle: one read and one write an element.
+"""Channel shuffle, its inverse, and concat + shuffle: one read and one write an element, 2 s bytes of size s.
+
+A program moves ROWS x LANES elements, 2048 at most: rows are pixels and lanes channels in channels_last, planes and
+pixels in NCHW. Nothing is computed: the roof is DRAM bandwidth.
 
 channels_last: two groups (ShuffleNetV2, and concat with two inputs where they lie) are interleaved in registers, and
 their inverse is split there, so that both sides are 16-byte accesses; any other number of groups reads its channels
@@ -21,6 +24,7 @@ _ROWS_TIMES_LANES = 2048
 @triton.jit
 def _channel_shuffle_interleave_kernel(x1, x2, y, rows, step1, step2, units, VEC: tl.constexpr, V1: tl.constexpr,
                                        V2: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
+    """Bytes: x1 1.00, x2 1.00, y 1.00; a channel slice is read where it lies."""
     half = units * VEC
     i_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i_c = tl.program_id(1) * LANES + tl.arange(0, LANES)[None, :]
@@ -33,6 +37,7 @@ def _channel_shuffle_interleave_kernel(x1, x2, y, rows, step1, step2, units, VEC
 
 @triton.jit
 def _channel_shuffle_split_kernel(x, y, rows, units, VEC: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """Bytes: x 1.00, y 1.00."""
     half = units * VEC
     i_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i_x = tl.program_id(1) * (2 * LANES) + tl.arange(0, 2 * LANES)[None, :]
@@ -47,6 +52,7 @@ def _channel_shuffle_split_kernel(x, y, rows, units, VEC: tl.constexpr, ROWS: tl
 @triton.jit
 def _channel_shuffle_gather_kernel(x, y, rows, units, groups, VEC: tl.constexpr, ROWS: tl.constexpr,
                                    LANES: tl.constexpr):  # fmt: skip
+    """Bytes: x 1.00, y 1.00; the reads are C / groups apart, within the pixel that the program's other lanes read."""
     C = units * VEC
     i_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i_c = tl.program_id(1) * LANES + tl.arange(0, LANES)[None, :]
@@ -58,7 +64,7 @@ def _channel_shuffle_gather_kernel(x, y, rows, units, groups, VEC: tl.constexpr,
 @triton.jit
 def _channel_shuffle_planes_kernel(x1, x2, y, planes, C, groups, step1, step2, p_units, VEC: tl.constexpr,
                                    ROWS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    """A row is a plane of y. With two inputs (groups is 2) the second serves the odd channels."""
+    """A row is a plane of y. With two inputs (groups is 2) the second serves the odd channels. Bytes: as above."""
     P = p_units * VEC
     i_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i_p = tl.program_id(1) * LANES + tl.arange(0, LANES)[None, :]

@@ -2,11 +2,16 @@
 """Convolution as a tensor-core GEMM with batch norm, residual and activation in its epilogue.
 
 [N * Ho * Wo, C * kH * kW] x [C * kH * kW, O], the left side never formed: a program owns ``ROWS`` pixels and
-``COLUMNS`` outputs and walks over taps and channels. 1x1 with stride 1 is the case where a row is a pixel of x. x is
-read once for every COLUMNS outputs, the weight once for every ROWS pixels (neighbouring programs share x, so that L2
-serves it), y is written once, into a channel slice of a wider map when ``out`` is one. On x as it loads: a scale for
-each image and channel (squeeze-and-excitation) or scale, shift and ReLU for each channel (pre-activation nets,
-DenseNet); padding stays zero.
+``COLUMNS`` outputs (_configs.py: 128 x 16 to 128 x 64, 32 sums a thread) and walks over taps and channels, ``DEPTH`` at
+a time, through ``num_stages`` tiles of shared memory. 1x1 with stride 1 is the case where a row is a pixel of x.
+
+Bytes: x is asked for kH kW / (stride_h stride_w) O / COLUMNS times, rounded up, the weight N Ho Wo / ROWS times
+(neighbouring programs share x and all share the weight, so that L2 serves them and DRAM reads both once), residual
+1.00, y 1.00, into a channel slice of a wider map when ``out`` is one. With C and O of mobile nets (16 to 320) a product
+has C O / (C + O) operations a byte of float16, at most 160: DRAM bandwidth is the roof, not the tensor cores.
+
+On x as it loads: a scale for each image and channel (squeeze-and-excitation; asked for at every element of x, which L1
+serves) or scale, shift and ReLU for each channel (pre-activation nets, DenseNet); padding stays zero.
 
 The gradient for x is the same kernel, TRANSPOSED: taps that a stride skips are masked.
 """
@@ -35,6 +40,7 @@ def _conv_bn_act_forward_kernel(
     VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: x kH kW / (stride_h stride_w) O / COLUMNS times, the weight pixels / ROWS times, residual and y 1.00."""
     P, O, C = p_units * VP, o_units * VO, c_units * VC  # what the V.. divide, so that accesses can be 16 bytes wide
     group = tl.program_id(1)
     blocks = tl.cdiv(O, COLUMNS)
@@ -100,7 +106,7 @@ def _conv_bn_act_forward_kernel(
 def gemm(
     x: Tensor, weight: Tensor, y: Tensor, last: bool, transposed: bool, geometry: Sequence[Sequence[int]], groups: int,
     residual: Tensor | None = None, vectors: Sequence[Tensor | None] = (None,) * 5, eps: float = 0.0,
-    activation: str = "identity", prologue: Sequence[Tensor | None] = (None,) * 3,
+    activation: str = "identity", prologue: Sequence[Tensor | None] = (None,) * 3, allow_tf32: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """Fills y, a dense map or a channel slice of one. ``geometry`` is (stride, padding, dilation)."""
     (stride, padding, dilation), (kH, kW) = geometry, weight.shape[2:]
@@ -113,7 +119,7 @@ def gemm(
     residual, r_n, r_s = (None, 0, 0) if residual is None else _host.rows_of(residual, last)
     VP, VO, VC, VX, VY, VR = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (x_n, x_s), (y_n, y_s), (r_n, r_s)))
     vectors, prologue = ([None if v is None else v.contiguous() for v in some] for some in (vectors, prologue))
-    weight, rows = _host.dense(weight, True), y.shape[0] * P
+    weight, rows, precision = _host.dense(weight, True), y.shape[0] * P, _configs.precision(x.dtype, allow_tf32)
 
     def run(tile: _configs.Tile) -> None:
         grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(O, tile.columns), groups)
@@ -122,12 +128,12 @@ def gemm(
             x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3], *x.shape[2:], *stride,
             *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
             TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
-            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype),
+            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=precision,
             COMPUTE=_host.compute_type(x), INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    shape = (kH, kW, *stride, int(transposed), int(last), _launch.size_class(rows), O, C)
+    shape = (kH, kW, *stride, int(transposed), int(last), _launch.size_class(rows), groups, O, C, precision)
     with torch.cuda.device_of(x):
         tile = _configs.gemm_tile(x, rows, O, C, last)
         _launch.launch("gemm", shape, x, tile, lambda: _configs.gemm_candidates(tile, O, C), run)
@@ -139,7 +145,7 @@ def launch_conv_bn_act(
     running_mean: Tensor | None, running_var: Tensor | None, residual: Tensor | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], groups: int, eps: float, activation: str, *,
     out: Tensor | None = None, gate: Tensor | None = None, pre_scale: Tensor | None = None,
-    pre_shift: Tensor | None = None,
+    pre_shift: Tensor | None = None, allow_tf32: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """act(bn(conv(x) + bias) + residual), in the memory format of x.
 
@@ -147,19 +153,25 @@ def launch_conv_bn_act(
         out: where the result goes, [N, O, Ho, Wo], possibly a channel slice of a wider map in the memory format of x.
         gate: [N, C], multiplies x as it loads: the scale of squeeze-and-excitation.
         pre_scale, pre_shift: [C], x becomes relu(x * scale + shift) as it loads; what is padded stays zero.
+        allow_tf32: whether float32 may be rounded to TF32; None asks torch.backends.cuda.matmul.allow_tf32.
     """
     last = _host.is_channels_last(x)
     padding = _host.resolve_padding(padding, x, weight, stride, dilation)
+    size = (x.shape[0], weight.shape[0], *_host.output_size(x, weight, stride, padding, dilation))
     if out is None:
-        size = _host.output_size(x, weight, stride, padding, dilation)
-        out = _host.empty(x, (x.shape[0], weight.shape[0], *size), last)
+        out = _host.empty(x, size, last)
+    if (pre_scale is None) != (pre_shift is None):
+        raise ValueError(f"conv_bn_act: pre_{'shift' if pre_shift is None else 'scale'} must be given too, got None")
+    extras = (("out", out, size), ("gate", gate, x.shape[:2]))
+    for name, given, shape in (*extras, ("pre_scale", pre_scale, x.shape[1:2]), ("pre_shift", pre_shift, x.shape[1:2])):
+        _host.check_shape("conv_bn_act", name, given, tuple(shape))
     if out.numel() == 0:
         return out
     vectors = (bias, running_mean, running_var, bn_weight, bn_bias)
     geometry, prologue = (stride, padding, dilation), (gate, pre_scale, pre_shift)
-    if groups == x.shape[1] > 1 and prologue == (None, None, None):
+    if groups == x.shape[1] > 1 and gate is None and pre_scale is None:
         return convolve_depthwise(x, weight, out, last, False, geometry, residual, vectors, eps, activation)
-    return gemm(x, weight, out, last, False, geometry, groups, residual, vectors, eps, activation, prologue)
+    return gemm(x, weight, out, last, False, geometry, groups, residual, vectors, eps, activation, prologue, allow_tf32)
 
 
 def launch_conv_bn_act_train(

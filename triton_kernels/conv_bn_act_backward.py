@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of conv_bn_act: batch norm and activation (batch_norm_act.py), then two GEMMs.
 
-For x: the forward kernel with the weight transposed. For the weight: [O, pixels] x [pixels, C] for each tap; the
-pixels are cut into parts until every multiprocessor has work, and the parts are added in one fixed order.
+For x: the forward kernel with the weight transposed. For the weight: [O, pixels] x [pixels, C] for each tap: a program
+owns ``OUT`` x ``IN`` of one tap (the tiles of _configs.py) and walks over its part of the pixels, ``PIXELS`` at a time.
+Parts are cut until every multiprocessor has work, and are added in one fixed order. Bytes: grad is asked for
+kH kW C / IN times, x kH kW / (stride_h stride_w) O / OUT times, both rounded up and served by L2, the parts are written
+once. DRAM bandwidth is the roof for 1x1, L2's for kxk.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ def _conv_bn_act_backward_weight_kernel(
     VP: tl.constexpr, VO: tl.constexpr, VC: tl.constexpr, VG: tl.constexpr, VX: tl.constexpr, OUT: tl.constexpr,
     IN: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: grad kH kW C / IN times, x kH kW / (stride_h stride_w) O / OUT times, parts 1.00."""
     P, O, C = p_units * VP, o_units * VO, c_units * VC
     group = tl.program_id(2)
     blocks = tl.cdiv(C, IN)
@@ -66,14 +70,14 @@ def _conv_bn_act_backward_weight_kernel(
 
 
 def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geometry: Sequence[Sequence[int]],
-                     groups: int) -> Tensor:  # fmt: skip
+                     groups: int, allow_tf32: bool | None) -> Tensor:  # fmt: skip
     (stride, padding, dilation), (O, C, kH, kW), P = geometry, weight.shape, grad.shape[2] * grad.shape[3]
     O //= groups
     pointwise = (kH, kW) == (1, 1) and tuple(stride) == (1, 1) and not any(padding)
     grad, g_n, g_s = _host.rows_of(grad, last)
     x, x_n, x_s = _host.rows_of(x, last)
     VP, VO, VC, VG, VX = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (g_n, g_s), (x_n, x_s)))
-    pixels = grad.shape[0] * P
+    pixels, precision = grad.shape[0] * P, _configs.precision(x.dtype, allow_tf32)
 
     def run(tile: _configs.Tile) -> Tensor:
         blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
@@ -84,12 +88,12 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
             grad, x, parts, grad.shape[0], P // VP, O // VO, C // VC, g_n // VG, g_s // VG, x_n // VX, x_s // VX,
             grad.shape[3], *x.shape[2:], *stride, *dilation, padding[2], padding[0], chunk, KH=kH, KW=kW,
             POINTWISE=pointwise, LAST=last, VP=VP, VO=VO, VC=VC, VG=VG, VX=VX, OUT=tile.rows, IN=tile.columns,
-            PIXELS=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x),
+            PIXELS=tile.depth, PRECISION=precision, COMPUTE=_host.compute_type(x),
             INDEX=_host.index_type(tile.depth, P, g_n, x_n), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return parts
 
-    shape = (kH, kW, *stride, int(last), _launch.size_class(pixels), O, C)
+    shape = (kH, kW, *stride, int(last), _launch.size_class(pixels), groups, O, C, precision)
     with torch.cuda.device_of(x):
         tile = _configs.gemm_tile(x, O, C, pixels, last)
         parts = _launch.launch("gemm_weight", shape, x, tile, lambda: _configs.gemm_candidates(tile, C, pixels), run)
@@ -109,8 +113,12 @@ def launch_conv_bn_act_backward(
     grad: Tensor, x: Tensor, weight: Tensor, z: Tensor | None, bias: Tensor | None, bn_weight: Tensor | None,
     bn_bias: Tensor | None, mean: Tensor | None, invstd: Tensor | None, residual: Tensor | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], groups: int, training: bool, activation: str, mask: Sequence[bool],
+    *, allow_tf32: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, weight, bias, bn_weight, bn_bias and residual; what the mask switches off is an empty tensor."""
+    """Gradients of x, weight, bias, bn_weight, bn_bias and residual; what the mask switches off is an empty tensor.
+
+    ``allow_tf32``: whether float32 may be rounded to TF32; None asks torch.backends.cuda.matmul.allow_tf32.
+    """
     last = _host.is_channels_last(x)
     four = _host.resolve_padding(padding, x, weight, stride, dilation)
     geometry, wide = (stride, four, dilation), _host.wide(x)
@@ -148,7 +156,9 @@ def launch_conv_bn_act_backward(
     if mask[0]:
         found[0] = _host.empty(x, x.shape, last)
         if x.numel():
-            gemm(g, weight, found[0], last, True, geometry, groups)
+            gemm(g, weight, found[0], last, True, geometry, groups, allow_tf32=allow_tf32)
     if mask[1]:
-        found[1] = _backward_weight(g, x, weight, last, geometry, groups) if g.numel() else torch.zeros_like(weight)
+        found[1] = torch.zeros_like(weight)
+        if g.numel():
+            found[1] = _backward_weight(g, x, weight, last, geometry, groups, allow_tf32)
     return tuple(found)

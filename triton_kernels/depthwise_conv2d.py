@@ -2,12 +2,15 @@
 """Depthwise convolution with bias (or batch norm), residual and activation, any kernel, stride, dilation and
 multiplier.
 
-A program owns PIXELS outputs of CHANNELS channels. channels_last: a thread owns 16 bytes of adjacent channels, so
-that every tap is one wide load, and the taps of neighbouring pixels meet in L1; the weight is laid tap by tap for the
-same reason. NCHW: a thread owns adjacent pixels. x is requested once for every tap and comes from DRAM once.
-Backward: with an activation the forward runs again and stores grad * slope; the gradient for x is the forward kernel,
-TRANSPOSED; that of the weight sums every tap over a chunk of pixels, grad read once, and a second kernel adds the
-chunks in one fixed order.
+A program owns PIXELS outputs, adjacent in the order of rows, of CHANNELS channels: 2048 of them, 16 sums a thread in
+registers. channels_last: a thread owns 16 bytes of adjacent channels, so that every tap is one wide load, and the taps
+of neighbouring pixels meet in L1; the weight is laid tap by tap for the same reason. NCHW: a thread owns adjacent
+pixels. Bytes: every tap asks for its x, kH kW / (stride_h stride_w) times the map; L1 leaves
+kH / stride_h (1 + (kW - 1) / PIXELS) of them, which rows above and below share through L2; DRAM is asked once, and is
+the roof. csrc/cuda/depthwise_conv2d_tile.cuh keeps its rows in registers instead: this one serves where nvcc was
+missing. Backward: with an activation the forward runs again and stores grad * slope; the gradient for x is the forward
+kernel, TRANSPOSED; that of the weight sums every tap over a chunk of pixels, and a second kernel adds the chunks in
+one fixed order.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def _depthwise_conv2d_forward_kernel(
     VY: tl.constexpr, VR: tl.constexpr, VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
     COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
+    """Bytes: x once a tap, the weight once a tile, residual and grad 1.00, y 1.00."""
     P, C = p_units * VP, c_units * VC  # of y
     blocks = tl.cdiv(C, CHANNELS)
     first = (tl.program_id(0) // blocks).to(tl.int64) * PIXELS
@@ -107,6 +111,8 @@ def _depthwise_conv2d_backward_weight_kernel(
     VC: tl.constexpr, VX: tl.constexpr, VG: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
     TAPS: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
+    """A program sums TAPS taps of CHANNELS channels over a chunk. Bytes: grad kH kW / TAPS times, rounded up, x once a
+    tap, parts 1.00."""
     P, C = p_units * VP, c_units * VC  # of grad
     i_o = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     m_o = i_o < C
@@ -213,9 +219,10 @@ def launch_depthwise_conv2d(
     """act(conv + bias + residual) in the memory format of x, into ``out`` (possibly a channel slice) when given."""
     last = _host.is_channels_last(x)
     padding = _host.resolve_padding(padding, x, weight, stride, dilation)
+    size = (x.shape[0], weight.shape[0], *_host.output_size(x, weight, stride, padding, dilation))
     if out is None:
-        size = _host.output_size(x, weight, stride, padding, dilation)
-        out = _host.empty(x, (x.shape[0], weight.shape[0], *size), last)
+        out = _host.empty(x, size, last)
+    _host.check_shape("depthwise_conv2d", "out", out, size)
     if out.numel():
         vectors = (bias, None, None, None, None)
         convolve_depthwise(x, weight, out, last, False, (stride, padding, dilation), residual, vectors, 0.0, activation)

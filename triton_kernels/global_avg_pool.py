@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Global average pooling and its gradient; the sums over pixels that squeeze-and-excitation shares.
 
-One read of x. A program sums a chunk of the pixels of one image for a block of channels; a second kernel adds the
-chunks.
+A program sums a chunk of the pixels of one image for CHANNELS channels, PIXELS at a time (2048 elements, two 16-byte
+accesses a thread in float16; channels are adjacent in channels_last, pixels in NCHW); a second kernel adds the chunks.
+Chunks are cut until about 512 programs run. One read of x: the roof is DRAM bandwidth.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PROGRAMS = 512  # sums are cut until about so many programs run
 def _global_avg_pool_sums_kernel(x, factor, parts, N, C, c_units, p_units, chunk, VEC: tl.constexpr,
                                  LAST: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
                                  COMPUTE: tl.constexpr):  # fmt: skip
-    """parts[chunk, n, c] = the sum of x, or of x * factor, over the chunk's pixels."""
+    """parts[chunk, n, c] = the sum of x, or of x * factor, over the chunk's pixels. Bytes: x, factor, parts 1.00."""
     P = p_units if LAST else p_units * VEC
     C_hinted = c_units * VEC if LAST else c_units
     i_n = tl.program_id(1).to(tl.int64)
@@ -49,6 +50,7 @@ def _global_avg_pool_sums_kernel(x, factor, parts, N, C, c_units, p_units, chunk
 @triton.jit
 def _global_avg_pool_backward_kernel(grad, y, scale_bits, rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr,
                                      ROWS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
+    """Bytes: y 1.00; grad is one value for each image and channel, asked for at every element, which L1 serves."""
     o, m, i_n, i_c, _ = tile(rows, units, C, P, VEC, LAST, ROWS, LANES)
     scale = number(scale_bits, COMPUTE)
     b_grad = tl.load(grad + i_n * C + i_c + 0 * o, mask=m).to(COMPUTE) * scale

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Squeeze-and-excitation: pixel sums, both fully connected layers and the gate in one small kernel, scale.
 
-x is read twice and written once (backward: x and grad once for the sums, grad once more for the result). A program of
-the gate kernel serves one image: its hidden layer goes through memory that only this program touches, with a barrier
-between.
+x is read twice and written once (backward: x and grad once for the sums, grad once more for the result): 3 s bytes an
+element where s is its size (backward 4 s), and the roof is DRAM bandwidth. Where the consumer takes the scale as it
+loads (conv_bn_act's gate), the second read and the write are saved. A program of the gate kernel serves one image and
+reads both weights once, _OUT x _IN at a time: C R numbers each, which L2 holds for all images. Its hidden layer goes
+through memory that only this program touches, with a barrier between.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def _layer(x, weight, bias, i_o, O, I, step_o, step_i, IN: tl.constexpr, COMPUTE
 @triton.jit
 def _se_scale_gate_kernel(pooled, w1, b1, w2, b2, z1, hidden, z2, scale, C, R, ACTIVATION: tl.constexpr,
                           GATE: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
+    """Bytes: w1, b1, w2, b2 N times; pooled R / OUT and hidden C / OUT times, rounded up; what is stored 1.00."""
     i_n = tl.program_id(0).to(tl.int64)
     for r in range(0, R, OUT):
         i_r = r + tl.arange(0, OUT)
@@ -54,6 +57,7 @@ def _se_scale_gate_kernel(pooled, w1, b1, w2, b2, z1, hidden, z2, scale, C, R, A
 def _se_scale_gate_backward_kernel(grad_scale, z1, z2, w1, w2, grad_z1, grad_z2, grad_pooled, mean_bits, C, R,
                                    ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,
                                    COMPUTE: tl.constexpr):  # fmt: skip
+    """Bytes: w1, w2 N times; the gradient of z2 R / OUT and of z1 C / OUT times, rounded up; what is stored 1.00."""
     i_n = tl.program_id(0).to(tl.int64)
     for c in range(0, C, OUT):
         o = i_n * C + c + tl.arange(0, OUT)
@@ -77,7 +81,10 @@ def _se_scale_gate_backward_kernel(grad_scale, z1, z2, w1, w2, grad_z1, grad_z2,
 @triton.jit
 def _se_scale_weight_kernel(grad_z, x, grad_weight, grad_bias, N, O, I, OUT: tl.constexpr, IN: tl.constexpr,
                             COMPUTE: tl.constexpr):  # fmt: skip
-    """grad_weight[o, i] = the sum over n of grad_z[n, o] x[n, i], in order; the first programs add the bias too."""
+    """grad_weight[o, i] = the sum over n of grad_z[n, o] x[n, i], in order; the first programs add the bias too.
+
+    A program owns OUT x IN of the weight. Bytes: grad_z I / IN times, x O / OUT times, what is stored 1.00.
+    """
     i_o = tl.program_id(0) * OUT + tl.arange(0, OUT)
     i_i = tl.program_id(1) * IN + tl.arange(0, IN)
     m_o, m_i = i_o < O, i_i < I
@@ -99,7 +106,10 @@ def _se_scale_weight_kernel(grad_z, x, grad_weight, grad_bias, N, O, I, OUT: tl.
 @triton.jit
 def _se_scale_kernel(x, scale, shift, y, rows, units, C, P, VEC: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr,
                      LANES: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
-    """y = x * scale[n, c] (+ shift[n, c])."""
+    """y = x * scale[n, c] (+ shift[n, c]).
+
+    Bytes: x 1.00, y 1.00; scale and shift are asked for at every element, which L1 serves.
+    """
     o, m, i_n, i_c, _ = tile(rows, units, C, P, VEC, LAST, ROWS, LANES)
     o_nc = i_n * C + i_c + 0 * o
     b_y = tl.load(x + o, mask=m).to(COMPUTE) * tl.load(scale + o_nc, mask=m)

@@ -68,6 +68,15 @@ def check_running_statistics():
                 )
 
 
+def check_eps():
+    x, mean, var = draw(2, 6, 3, 4, dtype=torch.float32), torch.randn(6), torch.rand(6) + 0.1
+    for eps in (1e-5, 0.5):
+        wanted = exact.batch_norm(x.double(), mean.double(), var.double(), None, None, False, eps)
+        with fastcnn.use_backend("triton"):
+            y = fastcnn.ops.batch_norm_act(x, mean, var, eps=eps)
+        assert_close_fp64(y, wanted, magnitude=10.0, label=f"eps {eps}")
+
+
 def check_what_is_not_asked_for():
     x = torch.randn(2, 4, 3, 3)
     with fastcnn.use_backend("triton"):

@@ -3,6 +3,7 @@
 
 import functools
 
+import pytest
 import torch
 
 import fastcnn
@@ -134,10 +135,78 @@ def check_prologues_and_slices():
                     assert_close_fp64(part, wanted.clamp(min=0), reduction=108, label=f"{label}: from a slice")
 
 
+def _forward_and_gradients(label, x, weight, layout, **geometry):
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "activation": "identity", **geometry}
+    op, wanted = (functools.partial(f, **options) for f in (fastcnn.ops.conv_bn_act, _exact))
+    compare(label, op, wanted, {"x": x, "weight": weight}, layout, x.numel())
+
+
+def check_groups():
+    for layout in ("channels_last", "nchw"):
+        x, weight = draw(1, 12, 4, 5, dtype=torch.float32), draw(9, 4, 2, 1, dtype=torch.float32)
+        _forward_and_gradients(f"groups {layout}", x, weight, layout, groups=3)
+
+
+def check_prologues_with_groups():
+    from fastcnn.triton_kernels.conv_bn_act import launch_conv_bn_act
+
+    for layout, groups in (("channels_last", 3), ("nchw", 3), ("channels_last", 12)):
+        x = arrange(draw(2, 12, 4, 5, dtype=torch.float32), layout)
+        weight, gate, scale, shift = draw(24, 12 // groups, 3, 3, dtype=torch.float32), *torch.rand(3, 12).unbind()
+        geometry = (1, 1), (1, 1, 1, 1), (1, 1), groups
+        got = launch_conv_bn_act(x, weight, *(None,) * 6, *geometry, 0.0, "identity", gate=torch.stack((gate, scale)))
+        given = x.double() * torch.stack((gate, scale)).double()[:, :, None, None]
+        wanted = exact.convolution(given, weight.double(), None, 1, 1, 1, groups)
+        assert_close_fp64(got, wanted, reduction=108, magnitude=20.0, label=f"gate, {groups} groups {layout}")
+        got = launch_conv_bn_act(
+            x, weight, *(None,) * 6, *geometry, 0.0, "identity", pre_scale=scale, pre_shift=shift
+        )  # fmt: skip
+        given = (x.double() * scale.double().view(1, -1, 1, 1) + shift.double().view(1, -1, 1, 1)).clamp(min=0)
+        wanted = exact.convolution(given, weight.double(), None, 1, 1, 1, groups)
+        assert_close_fp64(got, wanted, reduction=108, magnitude=20.0, label=f"shift, {groups} groups {layout}")
+
+
+def check_paddings():
+    """TensorFlow's SAME puts the odd pixel right and to the bottom; four different sides."""
+    for layout in ("channels_last", "nchw"):
+        x = draw(1, 5, 6, 8, dtype=torch.float32)
+        for kernel, stride, padding in (((3, 3), 2, "same"), ((2, 4), 1, "same"), ((4, 3), 1, (0, 1, 3, 2))):
+            weight = draw(4, 5, *kernel, dtype=torch.float32)
+            _forward_and_gradients(f"{kernel} {padding} {layout}", x, weight, layout, stride=stride, padding=padding)
+
+
+def check_gradient_of_a_stride():
+    for layout in ("channels_last", "nchw"):
+        x, weight = draw(1, 6, 7, 9, dtype=torch.float32), draw(5, 6, 3, 3, dtype=torch.float32)
+        _forward_and_gradients(f"stride {layout}", x, weight, layout, stride=(2, 3), padding=1)
+
+
+def check_what_the_launcher_is_given():
+    from fastcnn.triton_kernels.conv_bn_act import launch_conv_bn_act
+
+    x, weight, vector = torch.zeros(2, 4, 3, 3), torch.ones(6, 4, 1, 1), torch.zeros(4)
+    plain = (x, weight, *(None,) * 6, (1, 1), (0, 0, 0, 0), (1, 1), 1, 0.0, "identity")
+    for wrong, message in (
+        ({"out": torch.zeros(2, 5, 3, 3)}, r"out must be \[2, 6, 3, 3\], got \[2, 5, 3, 3\]"),
+        ({"out": torch.zeros(2, 3, 3, 6).permute(0, 3, 2, 1)}, "out must be a map or a channel slice of one"),
+        ({"gate": torch.zeros(4, 2)}, r"gate must be \[2, 4\], got \[4, 2\]"),
+        ({"pre_scale": vector, "pre_shift": vector[:3]}, r"pre_shift must be \[4\], got \[3\]"),
+        ({"pre_scale": vector}, "pre_shift must be given too, got None"),
+        ({"pre_shift": vector}, "pre_scale must be given too, got None"),
+    ):
+        with pytest.raises(ValueError, match=f"conv_bn_act: {message}"):
+            launch_conv_bn_act(*plain, **wrong)
+
+
 def check_empty():
-    with fastcnn.use_backend("triton"):
-        y = fastcnn.ops.conv_bn_act(torch.zeros(0, 4, 3, 3), torch.ones(2, 4, 1, 1))
-    assert y.shape == (0, 2, 3, 3)
+    x = torch.zeros(0, 4, 3, 3, requires_grad=True)
+    for kernel in (1, 3):
+        weight = torch.ones(2, 4, kernel, kernel, requires_grad=True)
+        with fastcnn.use_backend("triton"):
+            y = fastcnn.ops.conv_bn_act(x, weight, activation="relu")
+            grads = torch.autograd.grad(y.sum(), (x, weight))
+        assert y.shape == (0, 2, 4 - kernel, 4 - kernel)
+        assert grads[0].shape == x.shape and torch.equal(grads[1], torch.zeros_like(weight))
 
 
 @needs_triton

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv_bn_act in training in Triton's interpreter: statistics, every gradient, TF32 only by torch's switch."""
+"""conv_bn_act in training in Triton's interpreter: statistics, every gradient, TF32 by caller or switch."""
 
 import functools
 
@@ -62,6 +62,8 @@ def check_tf32_follows_the_switch():
         for allowed, wanted in ((False, "ieee"), (True, "tf32")):
             torch.backends.cuda.matmul.allow_tf32 = allowed
             assert (precision(torch.float32), precision(torch.float64)) == (wanted, "ieee")
+            assert [precision(torch.float32, asked) for asked in (False, True)] == ["ieee", "tf32"]
+            assert precision(torch.float64, True) == "ieee"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 

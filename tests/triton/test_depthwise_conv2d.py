@@ -4,10 +4,11 @@
 import functools
 import itertools
 
+import pytest
 import torch
 
 import fastcnn
-from fastcnn.testing import DEPTHWISE_CASES, LAYOUTS, assert_close_fp64, away_from_knots
+from fastcnn.testing import DEPTHWISE_CASES, LAYOUTS, arrange, assert_close_fp64, away_from_knots
 from tests.cross import exact
 
 from .compare import compare, draw
@@ -48,6 +49,19 @@ def check_forward_and_backward():
             compare(f"{case.name} {activation} {layout}", op, wanted, inputs, layout, products)
 
 
+def check_the_epilogue():
+    for layout in ("nchw", "channels_last"):
+        x, residual = draw(1, 20, 6, 7, dtype=torch.float32), draw(1, 20, 6, 7, dtype=torch.float32)
+        weight, bias = draw(20, 1, 3, 3, dtype=torch.float32), draw(20, dtype=torch.float32)
+        wanted = _exact(
+            *(t.double() for t in (x, weight, bias, residual)), stride=1, padding=1, dilation=1, activation="relu6"
+        )
+        with fastcnn.use_backend("triton"):
+            given = (arrange(x, layout), weight, bias, 1, 1, 1, "relu6", arrange(residual, layout))
+            y = fastcnn.ops.depthwise_conv2d(*given)
+        assert_close_fp64(y, wanted, reduction=9, magnitude=20.0, label=layout)
+
+
 def check_a_large_kernel():
     for layout in ("nchw", "channels_last"):
         inputs = {"x": draw(1, 9, 8, 7, dtype=torch.float32), "weight": draw(9, 1, 11, 5, dtype=torch.float32)}
@@ -74,7 +88,10 @@ def check_into_a_channel_slice():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         whole = torch.full((2, 20, 5, 6), 7.0).contiguous(memory_format=memory_format)
         given = x.contiguous(memory_format=memory_format)
-        launch_depthwise_conv2d(given, weight, None, None, (1, 1), (1, 1, 1, 1), (1, 1), "identity", out=whole[:, 5:13])
+        plain = (given, weight, None, None, (1, 1), (1, 1, 1, 1), (1, 1), "identity")
+        with pytest.raises(ValueError, match=r"depthwise_conv2d: out must be \[2, 8, 5, 6\], got \[2, 9, 5, 6\]"):
+            launch_depthwise_conv2d(*plain, out=whole[:, 5:14])
+        launch_depthwise_conv2d(*plain, out=whole[:, 5:13])
         assert_close_fp64(whole[:, 5:13], wanted, reduction=9, label=f"slice {memory_format}")
         assert bool((whole[:, :5] == 7).all()) and bool((whole[:, 13:] == 7).all())
 
