@@ -92,9 +92,10 @@ def _depthwise_conv2d(
     size = _checks.conv_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     y, last = _checks.empty_like_format(x, (x.shape[0], weight.shape[0], *size)), _checks.is_channels_last(x)
     if y.numel():
+        no_sums = [0] if hasattr(kernels, "sum_tiles") else []  # those of the SE squeeze, where the module has them
         tensors: list[Any] = [dense(x, last), weight.contiguous(), None, accumulated(bias, x), dense(residual, last), y]
         kernels.depthwise_conv2d(
             str(x.dtype), *map(address, tensors), [*x.shape, weight.shape[0], *weight.shape[2:]], stride, padding,
-            dilation, last, _ACTIVATIONS.index(activation),
+            dilation, last, _ACTIVATIONS.index(activation), *no_sums,
         )  # fmt: skip
     return y
