@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from fastcnn.testing import DTYPES, Guarded, assert_close_fp64, away_from_knots
+from fastcnn.testing import DTYPES, Guarded, assert_close_fp64
+from tests.emulator.activation import assert_moves_every_byte_once, filled, placed
 
 
 @pytest.fixture
@@ -12,19 +13,6 @@ def kernels(emulated):
     module = emulated("hardswish")
     module.set_order(0, 0)
     return module
-
-
-def filled(count: int, dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
-    """Values around the knots that start ``offset`` elements after a 512-byte boundary."""
-    values = away_from_knots(torch.randn(count, dtype=torch.float64) * 3, distance=2e-2).to(dtype)
-    return placed(values, offset)
-
-
-def placed(values: torch.Tensor, offset: int) -> torch.Tensor:
-    storage = torch.full((values.numel() + offset + 512,), float("nan"), dtype=values.dtype)
-    start = -storage.data_ptr() % 512 // values.element_size() + offset
-    part = storage[start : start + values.numel()]
-    return part.copy_(values)
 
 
 def run(kernels, x, grad=None, y=None):
@@ -69,12 +57,4 @@ def test_nothing_else_is_written(kernels, dtype):
 def test_every_byte_moves_once_in_full_sectors(kernels, backward):
     x, grad, y = (placed(torch.randn(4096 * 3).half(), 0) for _ in range(3))
     buffers = {"x": x, "y": y, **({"grad": grad} if backward else {})}
-    kernels.start_traffic([(name, t.data_ptr(), t.nbytes) for name, t in buffers.items()])
-    run(kernels, x, grad if backward else None, y)
-    traffic = kernels.stop_traffic(512 << 10, 528)
-    total = sum(t.nbytes for t in buffers.values())
-    assert {name: (b["requested"], b["efficiency"]) for name, b in traffic["buffers"].items()} == {
-        name: (t.nbytes, 1.0) for name, t in buffers.items()
-    }
-    assert traffic["left_l1"] == traffic["dram"] == total
-    assert traffic["requests"] == total / 512
+    assert_moves_every_byte_once(kernels, buffers, lambda: run(kernels, x, grad if backward else None, y))
