@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of every activation on the emulator; test_hardswish.py has tails and alignment of the same kernel."""
+"""The CUDA kernels of every activation on the emulator; test_hardswish.py has tails of the same kernel."""
 
 import pytest
 import torch

@@ -11,6 +11,9 @@ OPS = sorted(path.stem for path in gate.HERE.glob("*.cu"))
 LANES = {"float": 4, "half": 8, "bfloat16": 8, "double": 2}
 # At 128 registers 4 blocks of 128 threads fit on a multiprocessor, at 168 three, at 255 two.
 CEILING = {"activation_kernel": 64, "depthwise_conv2d_generic_forward_kernel": 96}
+# blocks of 256: three fit at 80, four at 64
+CEILING |= {"batch_norm_act_forward_kernel": 80, "batch_norm_act_statistics_kernel": 64}
+CEILING |= {"batch_norm_act_backward_sums_kernel": 128, "batch_norm_act_backward_input_kernel": 128}
 # template arguments of a kernel that has a vector path: how many elements a thread moves at once
 VECTOR = {"activation_kernel": 0, "depthwise_conv2d_generic_forward_kernel": 0, "depthwise_conv2d_forward_kernel": None}
 VECTOR |= {"batch_norm_act_forward_kernel": 0, "batch_norm_act_statistics_kernel": 0}
