@@ -17,7 +17,7 @@ SOURCES = CMakeLists.txt setup.py build_plan.py fastcnn/schemas.txt $(shell find
 # nothing is written outside this folder
 export PIP_NO_CACHE_DIR = 1
 
-.PHONY: demo test test-all bench wheel clean
+.PHONY: demo test test-all bench bench-gpu wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -31,6 +31,13 @@ test-all: $(VENV)/.built
 
 bench: $(VENV)/.built
 	FASTCNN_REQUIRE_EXT=1 $(PY) -m pytest benchmarks --benchmark-autosave
+
+# Looks for a GPU before minutes go into an environment.
+bench-gpu:
+	@nvidia-smi -L > /dev/null 2>&1 || { echo "bench-gpu: missing: an NVIDIA GPU (nvidia-smi -L lists none)" >&2; exit 1; }
+	$(MAKE) $(VENV)/.built
+	$(PIP) --quiet matplotlib
+	FASTCNN_REQUIRE_EXT=1 $(PY) -m benchmarks.gpu
 
 wheel: $(VENV)/.built
 	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m build

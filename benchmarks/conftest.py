@@ -52,7 +52,7 @@ def time_op(benchmark: Any) -> Any:
     def run(call: shapes.Call, layout: str, implementation: str) -> None:
         pair = implementations.build(call, memory_format=LAYOUTS[layout])
         with torch.inference_mode():
-            torch.testing.assert_close(pair.fastcnn(), pair.torch(), rtol=1e-4, atol=1e-4)
+            implementations.assert_equal(call, pair)
             benchmark.group = f"{call.op} {call.label} {layout}"
             benchmark(getattr(pair, implementation))
         if benchmark.stats is None:  # --benchmark-disable

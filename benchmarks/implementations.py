@@ -12,9 +12,11 @@ from torch import Tensor
 
 import fastcnn
 from benchmarks.shapes import Call, TensorSpec
+from fastcnn.reference import WrongOutput, relative_error
 
 _IN_PLACE = {"identity": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
              "hardsigmoid": lambda y: F.hardsigmoid(y, inplace=True), "silu": lambda y: F.silu(y, inplace=True), "sigmoid": torch.sigmoid_}
+_WEIGHTS = {"conv_bn_act": (1,), "depthwise_conv2d": (1,), "se_scale": (1, 3)}  # positions among the op's arguments
 _FRESH = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
@@ -27,8 +29,17 @@ class Pair(NamedTuple):
     macs: int
 
 
-def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.channels_last) -> Pair:
-    """Random tensors of the call's shapes; BN statistics away from 0 and 1."""
+def assert_equal(call: Call, pair: Pair) -> None:
+    """Nothing wrong is timed: the two agree within 1e-5 of the largest value, in half precision within 4 units of the mantissa."""
+    ours = pair.fastcnn()
+    error, allowed = relative_error(ours, pair.torch()), 1e-5 if ours.dtype == torch.float32 else 4 * torch.finfo(ours.dtype).eps
+    if not error <= allowed:
+        raise WrongOutput(f"{call.op} {call.label}: differs from torch by {error:.1e} (allowed: {allowed:.1e}); it is not timed")
+
+
+def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.channels_last,
+          device: str = "cpu", compute: torch.dtype | None = None) -> Pair:  # fmt: skip
+    """Random tensors of the call's shapes; BN statistics away from 0 and 1. ``compute``: the same values in that dtype."""
     generator = torch.Generator().manual_seed(0)
 
     def tensor(spec: TensorSpec) -> Tensor:
@@ -36,10 +47,13 @@ def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.m
         return value.contiguous(memory_format=memory_format) if value.dim() == 4 else value
 
     arguments = [tensor(a) if isinstance(a, TensorSpec) else a for a in call.arguments]
+    for i in _WEIGHTS.get(call.op, ()):
+        arguments[i] *= arguments[i][0].numel() ** -0.5  # as nets are initialised: outputs of the size of the inputs
     if call.op in ("conv_bn_act", "batch_norm_act"):
         variance = 6 if call.op == "conv_bn_act" else 2
         if arguments[variance] is not None:
             arguments[variance] = arguments[variance].abs() + 0.5
+    arguments = [a.to(device, compute or dtype) if isinstance(a, Tensor) else a for a in arguments]
     ours, theirs = _BUILDERS[call.op](*arguments)
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in tensors) + torch.Size(call.output).numel() * tensors[0].element_size()

@@ -77,7 +77,7 @@ def measure_ops(ops: list[str], models: list[str], batches: list[int], layouts: 
             for call in tqdm(shapes.op_calls(op, models, [batch]), desc=f"{op} batch {batch}", leave=False):
                 for layout in layouts:
                     pair = implementations.build(call, memory_format=LAYOUTS[layout])
-                    torch.testing.assert_close(pair.fastcnn(), pair.torch(), rtol=1e-4, atol=1e-4)
+                    implementations.assert_equal(call, pair)
                     theirs, ours = alternate(pair.torch, pair.fastcnn)
                     row = Row(op, call.label, batch, layout, theirs, ours, 0.0)
                     if not row.kept:  # once more, longer, before a loss is reported

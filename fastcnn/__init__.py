@@ -5,7 +5,9 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from . import ops  # noqa: E402  (the version is read by the loader)
+from . import _dispatch, ops  # noqa: E402  (the version is read by the loader)
+
+_dispatch.install()
 
 __all__ = ["__version__", "create_model", "list_models", "nn", "ops"]
 
@@ -20,4 +22,6 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(".models", __name__), name)
     if name in ("explain", "use_backend"):
         return getattr(importlib.import_module(".backends", __name__), name)
+    if name in ("tune", "warmup"):
+        return getattr(importlib.import_module(".tuning", __name__), name)
     raise AttributeError(f"module 'fastcnn' has no attribute {name!r}")

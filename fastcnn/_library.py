@@ -170,7 +170,7 @@ def has_kernel(op: str, key: str) -> bool:
 
 def serves(op: str) -> dict[str, str]:
     """Device -> "kernel", "triton" or "reference": what a tensor there gets."""
-    cuda = ("kernel" if CUDA.loaded else "triton") if has_kernel(op, "CUDA") else "reference"
+    cuda = ("triton" if op in _triton.REGISTERED else "kernel") if has_kernel(op, "CUDA") else "reference"
     return {"cpu": "kernel" if has_kernel(op, "CPU") else "reference", "cuda": cuda}
 
 
@@ -221,6 +221,6 @@ LIB = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not CPU.loaded:
     for _schema in SCHEMAS.values():
         LIB.define(_schema)
-if not CUDA.loaded and torch.version.cuda is not None:
+if torch.version.cuda is not None:
     _triton.register(LIB)
 _check_isa_request()

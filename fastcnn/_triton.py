@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,7 +65,18 @@ def runs_on(device: torch.device) -> bool:
 @functools.cache
 def launcher(op: str) -> Callable:
     """``launch_<op>``; raises what importing Triton raises."""
+    launches()
     return getattr(importlib.import_module(f"{_package()}.{OPS[op]}"), f"launch_{op}")
+
+
+@functools.cache
+def launches() -> ModuleType:
+    """``_launch`` of the kernels, which knows what was tuned once this has run."""
+    from .tuning import connect
+
+    module = importlib.import_module(f"{_package()}._launch")
+    connect(module)
+    return module
 
 
 def _package() -> str:
@@ -80,14 +92,20 @@ def _package() -> str:
     return _PACKAGE
 
 
+REGISTERED: set[str] = set()  # ops whose CUDA key Triton took, for want of a compiled kernel
+
+
 def register(library: torch.library.Library) -> None:
-    """Gives the ops of ``OPS`` their Triton kernel for CUDA tensors: what serves where no CUDA library was built."""
+    """Gives CUDA tensors a Triton kernel for every op that no compiled library brought one for."""
     if importlib.util.find_spec("triton") is not None:
         for op in OPS:
-            library.impl(op, functools.partial(_serve, op), "CUDA")
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library.ns}::{op}", "CUDA"):
+                library.impl(op, functools.partial(serve, op), "CUDA")
+                REGISTERED.add(op)
 
 
-def _serve(op: str, *args: Any) -> Any:
+def serve(op: str, *args: Any) -> Any:
+    """The Triton kernel of the op, or its plain-torch reference where Triton turns out not to work."""
     reason = why_not()
     if reason is None:
         return launcher(op)(*args)

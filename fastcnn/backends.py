@@ -3,21 +3,64 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from . import _library, _triton
+from . import _dispatch, _library, _triton, ops
 from ._library import CPU, CUDA, NAMESPACE, SCHEMAS
-from .ops._checks import ACTIVATIONS
-from .ops._register import REFERENCES
+from .ops._checks import ACTIVATIONS, pair
+from .ops._register import REFERENCES, overload
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+_TORCH_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
+class Backend(NamedTuple):
+    """What explain and use_backend ask of a backend."""
+
+    missing: Callable[[], str | None]  # why it is not on this machine
+    at_home: Callable[[torch.device], bool]
+    has: Callable[[str], bool]  # a kernel for the op
+    kernel: Callable[[torch._ops.OpOverload], Callable]  # what use_backend calls
+    detail: Callable[[Tensor], str]
+
+
+BACKENDS = {
+    "cuda": Backend(
+        lambda: CUDA.reason,
+        lambda device: device.type == "cuda",
+        lambda op: op not in _triton.REGISTERED and _library.has_kernel(op, "CUDA"),
+        lambda op: _dispatch.compiled(op),
+        lambda x: "compiled kernel",
+    ),
+    "triton": Backend(
+        lambda: _triton.why_not(),
+        lambda device: _triton.runs_on(device),
+        lambda op: op in _triton.OPS,
+        lambda op: _triton.launcher(_name_of(op)),
+        lambda x: f"Triton {_triton.version()}",
+    ),
+    "cpu": Backend(
+        lambda: CPU.reason,
+        lambda device: device.type == "cpu",
+        lambda op: _library.has_kernel(op, "CPU"),
+        lambda op: op,
+        lambda x: "plain, the build that has float64" if x.dtype is torch.float64 else str(_library.isa_active()),
+    ),
+    "reference": Backend(
+        lambda: None,
+        lambda device: True,
+        lambda op: True,
+        lambda op: REFERENCES[op],
+        lambda x: f"plain torch on {x.device.type}",
+    ),
+}
 
 
 class BackendUnavailable(RuntimeError):
@@ -29,14 +72,14 @@ class Explanation:
     """What :func:`explain` found. ``rejected`` has every other backend with the reason it does not serve the call."""
 
     op: str
-    backend: str
+    backend: str | None  # None where the call is refused, with the reason in ``detail``
     detail: str
     rejected: dict[str, str]
 
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"{self.op}: {self.backend} ({self.detail})",
+                f"{self.op}: {self.backend or 'refused'} ({self.detail})",
                 *(f"  not {name}: {why}" for name, why in self.rejected.items()),
             ]
         )
@@ -57,6 +100,9 @@ def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
     x = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
     if x is None:
         raise ValueError(f"explain: {name} must be given the arguments of the call, one tensor at least")
+    found = _arguments(op, name, args, kwargs)
+    if found.get("training") and not isinstance(op, _TORCH_OPS):
+        name = f"{name}_train"
     if x.device.type == "meta":
         return Explanation(
             name, "fake", "meta tensors have a shape and no data", dict.fromkeys(BACKENDS, "x is on meta")
@@ -71,13 +117,41 @@ def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
     reasons = {backend: _why_not(backend, name, x.device) for backend in BACKENDS}
     if x.device.type == "cpu":
         reasons["triton"] = reasons["triton"] or "on the CPU its interpreter runs under use_backend('triton') only"
+    if reasons["cuda"] is None:
+        choice = _dispatch.choose(name, _dispatch.arch_of(x.device.index), _asked(name, found))
+        if choice.backend is None:
+            return Explanation(name, None, choice.why, dict.fromkeys(BACKENDS, "the call is refused"))
+        others = [backend for backend in BACKENDS if backend != choice.backend]
+        rejected = {b: reasons[b] or f"{choice.backend} comes first: {choice.why}" for b in others}
+        return Explanation(name, choice.backend, f"{BACKENDS[choice.backend].detail(x)}: {choice.why}", rejected)
     chosen = next(backend for backend, reason in reasons.items() if reason is None)
     return Explanation(
         name,
         chosen,
-        _detail(chosen, x),
+        BACKENDS[chosen].detail(x),
         {b: reason or f"{chosen} comes first" for b, reason in reasons.items() if b != chosen},
     )
+
+
+def _arguments(op: str | Callable, name: str, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """By name, of a call of the page or of the op; empty when they do not fit, which the call itself will say."""
+    if isinstance(op, _TORCH_OPS) or not hasattr(ops, name):
+        return dict(zip((argument.name for argument in overload(name)._schema.arguments), args)) | kwargs
+    try:
+        bound = inspect.signature(op if callable(op) else getattr(ops, name)).bind_partial(*args, **kwargs)
+    except TypeError:
+        return {}
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _asked(name: str, found: dict[str, Any]) -> list[Any]:
+    """The arguments that the op's rule asks for."""
+    names = _dispatch.RULES[name].names
+    missing = [argument for argument in names if found.get(argument) is None]
+    if missing:
+        raise ValueError(f"explain: {name} must be given {' and '.join(missing)}, which decide what serves it")
+    return [pair(name, "stride", found["stride"], 1) if a == "stride" else found[a] for a in names]
 
 
 class use_backend(TorchDispatchMode):
@@ -97,7 +171,7 @@ class use_backend(TorchDispatchMode):
         super().__init__()
         if backend not in BACKENDS:
             raise ValueError(f"use_backend: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        reason = _missing(backend)
+        reason = BACKENDS[backend].missing()
         if reason is not None:
             raise BackendUnavailable(f"use_backend: {backend} is not available: {reason}")
         self.backend = backend
@@ -106,44 +180,23 @@ class use_backend(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace != NAMESPACE:
             return func(*args, **kwargs)
-        if self.backend == "reference":
-            return REFERENCES[func](*args, **kwargs)
-        name = func._schema.name.split("::")[1]
+        name = _name_of(func)
         x = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         reason = _why_not(self.backend, name, x.device)
         if reason is not None:
             raise BackendUnavailable(f"{name}: {self.backend} does not serve this call: {reason}")
-        return _triton.launcher(name)(*args, **kwargs) if self.backend == "triton" else func(*args, **kwargs)
+        return BACKENDS[self.backend].kernel(func)(*args, **kwargs)
 
 
-def _missing(backend: str) -> str | None:
-    """Why the backend is not on this machine at all."""
-    if backend == "triton":
-        return _triton.why_not()
-    return {"cpu": CPU, "cuda": CUDA}[backend].reason if backend in ("cpu", "cuda") else None
-
-
-def _why_not(backend: str, op: str, device: torch.device) -> str | None:
-    if backend == "reference":
-        return None
-    at_home = _triton.runs_on(device) if backend == "triton" else device.type == backend
-    if not at_home:
+def _why_not(name: str, op: str, device: torch.device) -> str | None:
+    backend = BACKENDS[name]
+    if not backend.at_home(device):
         return f"x is on {device.type}"
-    reason = _missing(backend)
-    if reason is not None:
-        return reason
-    known = op in _triton.OPS if backend == "triton" else _library.has_kernel(op, backend.upper())
-    return None if known else f"it has no kernel for {op}"
+    return backend.missing() or (None if backend.has(op) else f"it has no kernel for {op}")
 
 
-def _detail(backend: str, x: Tensor) -> str:
-    if backend == "cpu":
-        return "plain, the build that has float64" if x.dtype is torch.float64 else str(_library.isa_active())
-    return {
-        "cuda": "compiled kernel",
-        "triton": f"Triton {_triton.version()}",
-        "reference": f"plain torch on {x.device.type}",
-    }[backend]
+def _name_of(op: torch._ops.OpOverload) -> str:
+    return op._schema.name.split("::")[1]
 
 
 def _op_name(op: str | Callable) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tile of every GEMM, by shape: one table, read at the launch. Nothing is tuned inside a call.
+"""The tile of every GEMM and depthwise convolution, by shape: one table, read at the launch, and what tuning tries.
 
 Chosen by arithmetic and by the machine code (tests/sass), not yet by a clock: outputs of mobile nets are narrow (16 to
 320), so a tile is as wide as the output up to 64, and 64 or 128 rows high, which is what warp groups of Hopper and
@@ -10,7 +10,8 @@ registers.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -52,6 +53,38 @@ def gemm_tile(x: Tensor, rows: int, columns: int, depth: int, last: bool) -> Til
     if tile.rows == 128 and (not last or programs < _MULTIPROCESSORS):
         tile = tile._replace(rows=64, warps=4)
     return tile._replace(depth=min(tile.depth, max(triton.next_power_of_2(depth), 16)))
+
+
+def gemm_candidates(tile: Tile, columns: int, depth: int) -> Iterator[Tile]:
+    """The neighbours of the table's tile that fit the output's columns and the sum's depth."""
+    rows = [{"rows": tile.rows * 2}, {"rows": tile.rows // 2}]
+    wide = [{"columns": tile.columns * 2}, {"columns": tile.columns // 2}]
+    both = [{**rows[0], **wide[1]}, {**rows[1], **wide[0]}]
+    rest = [{"depth": tile.depth * 2}, {"depth": tile.depth // 2}, {"stages": tile.stages + 1}]
+    rest += [{"stages": tile.stages - 1}, {"warps": 12 - tile.warps}, {**rows[0], "warps": 8}]
+    most = [max(triton.next_power_of_2(n), 16) for n in (columns, depth)]
+    for changed in dict.fromkeys(tile._replace(**change) for change in [*rows, *wide, *both, *rest]):
+        sums = changed.rows * changed.columns // (32 * changed.warps)
+        fits = changed.columns <= most[0] and changed.depth <= most[1] and changed.rows <= 256 and sums <= 64
+        if fits and min(changed[:3]) >= 16 and changed.stages >= 1:
+            yield changed
+
+
+class Block(NamedTuple):
+    pixels: int
+    channels: int
+    warps: int
+
+
+def block_candidates(block: Block) -> Iterator[Block]:
+    """Other tiles of a depthwise convolution, of a fourth of its outputs to twice as many."""
+    changes: list[dict[str, Any]] = [{"pixels": block.pixels * 2}, {"warps": 2}, {"warps": 8}]
+    changes += [{"pixels": block.pixels // n} for n in (2, 4)] + [{"channels": block.channels // n} for n in (2, 4)]
+    changes += [{"pixels": block.pixels // 2, "warps": 2}]
+    changes += [{"pixels": block.pixels * 2, "channels": block.channels // 2}]
+    for changed in dict.fromkeys(block._replace(**change) for change in changes):
+        if changed.pixels * changed.channels >= 32 * changed.warps and min(changed) >= 1:
+            yield changed
 
 
 def splits(programs: int, depth: int, step: int) -> int:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _configs, _host
+from . import _configs, _host, _launch
 from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, steps
 from .batch_norm_act import train
 from .depthwise_conv2d import convolve_depthwise
@@ -112,20 +112,25 @@ def gemm(
         raise ValueError(f"conv_bn_act: out must be a map or a channel slice of one, got strides {y.stride()}")
     residual, r_n, r_s = (None, 0, 0) if residual is None else _host.rows_of(residual, last)
     VP, VO, VC, VX, VY, VR = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (x_n, x_s), (y_n, y_s), (r_n, r_s)))
-    tile = _configs.gemm_tile(x, y.shape[0] * P, O, C, last)
     vectors, prologue = ([None if v is None else v.contiguous() for v in some] for some in (vectors, prologue))
-    grid = (triton.cdiv(y.shape[0] * P, tile.rows) * triton.cdiv(O, tile.columns), groups)
-    with torch.cuda.device_of(x):
+    weight, rows = _host.dense(weight, True), y.shape[0] * P
+
+    def run(tile: _configs.Tile) -> None:
+        grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(O, tile.columns), groups)
         _conv_bn_act_forward_kernel[grid](
-            x, _host.dense(weight, True), y, residual, *vectors, *prologue, _host.bits(eps), y.shape[0], P // VP,
-            O // VO, C // VC, x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3],
-            *x.shape[2:], *stride, *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation,
-            POINTWISE=pointwise, TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR,
-            ROWS=tile.rows,
+            x, weight, y, residual, *vectors, *prologue, _host.bits(eps), y.shape[0], P // VP, O // VO, C // VC,
+            x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3], *x.shape[2:], *stride,
+            *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
+            TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
             COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=_configs.precision(x.dtype),
             COMPUTE=_host.compute_type(x), INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
+
+    shape = (kH, kW, *stride, int(transposed), int(last), _launch.size_class(rows), O, C)
+    with torch.cuda.device_of(x):
+        tile = _configs.gemm_tile(x, rows, O, C, last)
+        _launch.launch("gemm", shape, x, tile, lambda: _configs.gemm_candidates(tile, O, C), run)
     return y
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _configs, _host
+from . import _configs, _host, _launch
 from ._epilogue import image_and_pixel, pixel_rows, steps
 from ._reduce import channel_sums, sum_parts
 from .batch_norm_act import backward as batch_norm_backward
@@ -74,12 +74,12 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
     x, x_n, x_s = _host.rows_of(x, last)
     VP, VO, VC, VG, VX = (_host.vector(x.dtype, *n) for n in ((P,), (O,), (C,), (g_n, g_s), (x_n, x_s)))
     pixels = grad.shape[0] * P
-    tile = _configs.gemm_tile(x, O, C, pixels, last)
-    blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
-    parts = _configs.splits(blocks * groups, pixels, tile.depth)
-    chunk = triton.cdiv(triton.cdiv(pixels, parts), tile.depth) * tile.depth
-    parts = torch.empty((triton.cdiv(pixels, chunk), groups * O, kH * kW, C), dtype=_host.wide(x), device=x.device)
-    with torch.cuda.device_of(x):
+
+    def run(tile: _configs.Tile) -> Tensor:
+        blocks = triton.cdiv(O, tile.rows) * triton.cdiv(C, tile.columns) * kH * kW
+        parts = _configs.splits(blocks * groups, pixels, tile.depth)
+        chunk = triton.cdiv(triton.cdiv(pixels, parts), tile.depth) * tile.depth
+        parts = torch.empty((triton.cdiv(pixels, chunk), groups * O, kH * kW, C), dtype=_host.wide(x), device=x.device)
         _conv_bn_act_backward_weight_kernel[(blocks, parts.shape[0], groups)](
             grad, x, parts, grad.shape[0], P // VP, O // VO, C // VC, g_n // VG, g_s // VG, x_n // VX, x_s // VX,
             grad.shape[3], *x.shape[2:], *stride, *dilation, padding[2], padding[0], chunk, KH=kH, KW=kW,
@@ -87,6 +87,12 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, last: bool, geomet
             PIXELS=tile.depth, PRECISION=_configs.precision(x.dtype), COMPUTE=_host.compute_type(x),
             INDEX=_host.index_type(tile.depth, P, g_n, x_n), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
+        return parts
+
+    shape = (kH, kW, *stride, int(last), _launch.size_class(pixels), O, C)
+    with torch.cuda.device_of(x):
+        tile = _configs.gemm_tile(x, O, C, pixels, last)
+        parts = _launch.launch("gemm_weight", shape, x, tile, lambda: _configs.gemm_candidates(tile, C, pixels), run)
     found = sum_parts(parts, _host.empty(weight, weight.shape, True))  # [O, kH, kW, C] in memory
     return _in_format_of(weight, found)
 

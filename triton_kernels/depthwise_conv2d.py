@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _host
+from . import _configs, _host, _launch
 from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, slope, steps
 from ._reduce import channel_sums, sum_parts
 
@@ -148,17 +148,24 @@ def convolve_depthwise(
         raise ValueError(f"depthwise_conv2d: out must be a map or a channel slice of one, got strides {y.stride()}")
     VP, VC = _host.vector(x.dtype, P), _host.vector(x.dtype, C)
     V = [_host.vector(x.dtype, *step[1:]) for step in steps]
-    CHANNELS, PIXELS = _host.column_tile(C, N * P, last)
-    with torch.cuda.device_of(x):
-        _depthwise_conv2d_forward_kernel[(triton.cdiv(N * P, PIXELS) * triton.cdiv(C, CHANNELS),)](
-            steps[0][0], weight.reshape(weight.shape[0], -1).t().contiguous(), y, steps[2][0], steps[3][0],
-            *(None if v is None else v.contiguous() for v in vectors), _host.bits(eps), N, P // VP, C // VC,
+    weight = weight.reshape(weight.shape[0], -1).t().contiguous()
+    vectors = [None if v is None else v.contiguous() for v in vectors]
+
+    def run(block: _configs.Block) -> None:
+        _depthwise_conv2d_forward_kernel[(triton.cdiv(N * P, block.pixels) * triton.cdiv(C, block.channels),)](
+            steps[0][0], weight, y, steps[2][0], steps[3][0], *vectors, _host.bits(eps), N, P // VP, C // VC,
             *(n // v for step, v in zip(steps, V) for n in step[1:]), y.shape[3], *x.shape[2:], *stride, *dilation,
             padding[2], padding[0], KH=kH, KW=kW, MULTIPLIER=multiplier, UNROLL=kH * kW <= _UNROLLED,
             ACTIVATION=activation, TRANSPOSED=transposed, LAST=last, VP=VP, VC=VC, VX=V[0], VY=V[1], VR=V[2], VG=V[3],
-            PIXELS=PIXELS, CHANNELS=CHANNELS, COMPUTE=_host.compute_type(x),
-            INDEX=_host.index_type(PIXELS, P, *(step[1] for step in steps)),
+            PIXELS=block.pixels, CHANNELS=block.channels, COMPUTE=_host.compute_type(x),
+            INDEX=_host.index_type(block.pixels, P, *(step[1] for step in steps)), num_warps=block.warps,
         )  # fmt: skip
+
+    shape = (kH, kW, *stride, int(transposed), int(last), _launch.size_class(N * P), C, multiplier)
+    with torch.cuda.device_of(x):
+        channels, pixels = _host.column_tile(C, N * P, last)
+        block = _configs.Block(pixels, channels, 4)
+        _launch.launch("depthwise", shape, x, block, lambda: _configs.block_candidates(block), run)
     return y
 
 

@@ -14,6 +14,7 @@
 #include "any_activation.h"
 #include "lanes.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
@@ -22,6 +23,7 @@ namespace {
 constexpr int64_t kGrain = 32768;        // elements that are worth a thread
 constexpr int64_t kChunkPixels = 4096;   // NCHW: 16 KB of float, a third of L1
 constexpr int64_t kChunkRows = 128;      // NHWC: float sums of 128 values lose nothing that matters
+constexpr int kUnroll = 4;               // NCHW: vectors at a time
 constexpr int kRowGroup = 8;             // NHWC rows that share one load and store of the sums, in two chains
 
 template <typename S, typename F> void apply_nchw(const BatchNormActArgs& args, F functor) {
@@ -35,7 +37,9 @@ template <typename S, typename F> void apply_nchw(const BatchNormActArgs& args, 
       S* y = static_cast<S*>(args.y) + plane * args.HW;
       const V scale(static_cast<const A*>(args.scale)[c]), shift(static_cast<const A*>(args.shift)[c]);
       if (residual == nullptr) {
-        over_lanes<V>(args.HW, [&](int64_t i, auto lanes) { lanes.store(functor(fma(lanes.load(x + i), scale, shift)), y + i); });
+        over_lanes_unrolled<V, kUnroll>(args.HW, [&](int64_t i, auto lanes, int) {
+          lanes.store(functor(fma(lanes.load(x + i), scale, shift)), y + i);
+        });
       } else {
         const S* r = residual + plane * args.HW;
         over_lanes<V>(args.HW, [&](int64_t i, auto lanes) {
@@ -47,27 +51,58 @@ template <typename S, typename F> void apply_nchw(const BatchNormActArgs& args, 
   });
 }
 
+// Rows of few channels are joined until whole vectors fill them: a row of 24 floats is one and a half of AVX-512.
+// Scale and shift then repeat along the joined row.
+template <typename A> struct Period {
+  int64_t pixels;  // of a joined row
+  Scratch<A> scale, shift;
+
+  explicit Period(const BatchNormActArgs& args, int64_t pixels_)
+      : pixels(pixels_), scale(pixels_ * args.C), shift(pixels_ * args.C) {
+    for (int64_t i = 0; i < pixels * args.C; ++i) {
+      scale[i] = static_cast<const A*>(args.scale)[i % args.C];
+      shift[i] = static_cast<const A*>(args.shift)[i % args.C];
+    }
+  }
+};
+
+// The fewest pixels whose channels fill whole vectors, and enough of those to hide the loop; 1 where a tail costs little.
+template <typename V> int64_t joined_pixels(int64_t C) {
+  constexpr int64_t kEnough = 4 * V::kLanes, kMost = 16 * V::kLanes;
+  int64_t pixels = 1;
+  while (C * pixels < kEnough || C * pixels % V::kLanes != 0) {
+    if (C * ++pixels > kMost) return 1;
+  }
+  return pixels;
+}
+
 template <typename S, typename F> void apply_nhwc(const BatchNormActArgs& args, F functor) {
   using A = Accumulator<S>;
   using V = VecOf<S>;
-  const A* scale = static_cast<const A*>(args.scale);
-  const A* shift = static_cast<const A*>(args.shift);
   const S* residual = static_cast<const S*>(args.residual);
-  parallel_for(args.N * args.HW, ceil_div(kGrain, args.C), [&](int64_t begin, int64_t end) {
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const S* x = static_cast<const S*>(args.x) + pixel * args.C;
-      S* y = static_cast<S*>(args.y) + pixel * args.C;
+  // rows of `channels` from the pixel `first` on
+  const auto rows = [&](int64_t first, int64_t count, int64_t channels, const A* scale, const A* shift) {
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t at = first * args.C + row * channels;
+      const S* x = static_cast<const S*>(args.x) + at;
+      S* y = static_cast<S*>(args.y) + at;
       if (residual == nullptr) {
-        over_lanes<V>(args.C, [&](int64_t c, auto lanes) {
+        over_lanes<V>(channels, [&](int64_t c, auto lanes) {
           lanes.store(functor(fma(lanes.load(x + c), lanes.load(scale + c), lanes.load(shift + c))), y + c);
         });
       } else {
-        const S* r = residual + pixel * args.C;
-        over_lanes<V>(args.C, [&](int64_t c, auto lanes) {
+        const S* r = residual + at;
+        over_lanes<V>(channels, [&](int64_t c, auto lanes) {
           lanes.store(functor(fma(lanes.load(x + c), lanes.load(scale + c), lanes.load(shift + c)) + lanes.load(r + c)), y + c);
         });
       }
     }
+  };
+  const Period<A> period(args, joined_pixels<V>(args.C));
+  parallel_for(args.N * args.HW, ceil_div(kGrain, args.C), [&](int64_t begin, int64_t end) {
+    const int64_t joined = (end - begin) / period.pixels, whole = begin + joined * period.pixels;
+    rows(begin, joined, period.pixels * args.C, period.scale, period.shift);
+    rows(whole, end - whole, args.C, period.scale, period.shift);
   });
 }
 

@@ -1,35 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the NCHW kernels share: scratch memory, and a zero-padded copy of some rows of one channel, split by stride so
-// that every tap of the kernel reads consecutive elements.
+// What the NCHW kernels share: a zero-padded copy of some rows of one channel, split by stride so that every tap of the
+// kernel reads consecutive elements.
 #pragma once
-
-#include <cstdlib>
-#include <new>
 
 #include "../common/shape.h"
 #include "rows.h"
+#include "scratch.h"
 #include "simd.h"
 #include "unroll.h"
 
 namespace fastcnn {
 inline namespace FASTCNN_ISA {
-
-// Uninitialised, on a cache line; freed at the end of the scope.
-template <typename A> class Scratch {
- public:
-  explicit Scratch(int64_t count) {
-    constexpr size_t kLine = 64;
-    memory_ = static_cast<A*>(std::aligned_alloc(kLine, (size_t(count) * sizeof(A) / kLine + 1) * kLine));
-    if (memory_ == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  operator A*() const { return memory_; }
-
- private:
-  A* memory_;
-};
 
 // Elements that whole-vector loops may touch past the end of a scratch.
 template <typename A> constexpr int kSlack = 8 * Vec<A>::kLanes;

@@ -39,7 +39,7 @@ template <typename S> struct Nhwc {
   const S* residual;  // alike, or null
   S* y;
   const Accumulator<S>* packed;  // shift, then the taps, kLanes each
-  int lanes;                     // channels to touch, below kLanes only in the general tile
+  int lanes;                     // channels to touch, below kLanes only where C is
   bool far;                      // x comes from beyond L2
   bool streams;                  // y goes past the caches, see stream.h
 };
@@ -72,7 +72,7 @@ FASTCNN_INLINE void finish(const Nhwc<S>& job, VecOf<S> (&sum)[kRows * kStrip], 
   });
 }
 
-template <typename S, int K, int kStride> struct UnrolledTile {
+template <typename S, int K, int kStride, bool kPartial = false> struct UnrolledTile {
   using V = VecOf<S>;
   static constexpr int kRows = 2;
   static constexpr int kStrip = 4;
@@ -94,7 +94,7 @@ template <typename S, int K, int kStride> struct UnrolledTile {
     });
     unroll<kColumns>([&](auto c) FASTCNN_UNROLLED {
       if (kEdge && !(inside >> c & 1)) return;
-      const V v = V::load(row + c * job.g.C);
+      const V v = kPartial ? V::load(row + c * job.g.C, job.lanes) : V::load(row + c * job.g.C);
       unroll<kStrip>([&](auto s) FASTCNN_UNROLLED {
         constexpr int kw = c - s * kStride;
         if constexpr (kw >= 0 && kw < K) {
@@ -130,7 +130,7 @@ template <typename S, int K, int kStride> struct UnrolledTile {
         __builtin_prefetch(next + (i / (kStrip * kStride) * g.W + i % (kStrip * kStride)) * g.C, 0, 2);
       });
     }
-    finish<false, kEdge, kRows, kStrip>(job, sum, ho, wo, g.Wo - wo);
+    finish<kPartial, kEdge, kRows, kStrip>(job, sum, ho, wo, g.Wo - wo);
   }
 
   static void strip(const Nhwc<S>& job, int64_t ho, int64_t wo) {
@@ -181,14 +181,22 @@ template <typename T, typename S> Tile<S> tile_of() { return {&T::strip, T::kRow
 template <typename S, int K>
 constexpr bool kUnrolled = sizeof(S) == sizeof(float) ? VecOf<S>::kLanes >= 8 : VecOf<S>::kLanes >= 16 && K < 7;
 
+// Of half a vector and more the thin nets have some: the 8 channels of MobileNetV1 x0.25 on AVX-512.
+template <typename S, int K>
+constexpr bool kUnrolledPartial = K == 3 && sizeof(S) == sizeof(float) && VecOf<S>::kLanes >= 16;
+
 template <typename S> Tile<S> choose_tile(const ConvGeometry& g) {
-  if (g.C < VecOf<S>::kLanes) return tile_of<GeneralTile<S, true>, S>();
-  Tile<S> found = tile_of<GeneralTile<S, false>, S>();
+  const bool whole = g.C >= VecOf<S>::kLanes;
+  Tile<S> found = whole ? tile_of<GeneralTile<S, false>, S>() : tile_of<GeneralTile<S, true>, S>();
   if (g.kH == g.kW && (g.kH == 3 || g.kH == 5 || g.kH == 7) && g.stride_h == g.stride_w && g.stride_h <= 2 &&
       g.dilation_h == 1 && g.dilation_w == 1)
     dispatch_int<3, 5, 7>("kernel size", int(g.kH), [&](auto kernel) {
       dispatch_int<1, 2>("stride", int(g.stride_h), [&](auto stride) {
-        if constexpr (kUnrolled<S, kernel()>) found = tile_of<UnrolledTile<S, kernel(), stride()>, S>();
+        if (whole) {
+          if constexpr (kUnrolled<S, kernel()>) found = tile_of<UnrolledTile<S, kernel(), stride()>, S>();
+        } else if constexpr (kUnrolledPartial<S, kernel()>) {
+          found = tile_of<UnrolledTile<S, kernel(), stride(), true>, S>();
+        }
       });
     });
   return found;

@@ -7,6 +7,7 @@ not certainly right goes there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -71,3 +72,22 @@ def convolution(
     except (AttributeError, TypeError, ValueError):  # not a tensor, not hashable, not 4-D: _checks says which
         return None
     return stride, four, dilation
+
+
+def batch_norm(x: Tensor, vectors: Sequence[Tensor | None], residual: Tensor | None, eps: float, activation: str) -> bool:
+    """Whether the arguments of an eval call are certainly right: dense 4-D CPU tensors of one dtype, [C] vectors."""
+    try:
+        if activation not in _ACTIVATIONS or type(eps) is not float or not 0.0 <= eps < math.inf:
+            return False
+        dtype = x.dtype
+        if dtype not in _FLOATING or x.layout is not torch.strided or x.is_nested or not x.is_cpu or x.dim() != 4:
+            return False
+        channels = x.shape[1:2]
+        for vector in vectors:
+            if vector is not None and (vector.shape != channels or vector.dtype is not dtype or not vector.is_cpu):
+                return False
+        if residual is not None and (residual.shape != x.shape or residual.dtype is not dtype or not residual.is_cpu):
+            return False
+        return forward_ad._current_level < 0
+    except (AttributeError, TypeError):  # not a tensor, not hashable: _checks says which
+        return False

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _usual
 from ._register import no_double_backward, register, register_autograd
 from .activation import activation_backward_reference, activation_reference
 
@@ -183,6 +183,9 @@ def batch_norm_act(x: Tensor, running_mean: Tensor | None, running_var: Tensor |
     >>> fastcnn.ops.batch_norm_act(x, torch.tensor([1., 2.]), torch.tensor([4., 9.]), eps=0., activation="relu").tolist()
     [[[[0.0, 1.0]], [[0.0, 1.0]]]]
     """
+    vectors = (running_mean, running_var, weight, bias)
+    if not training and running_mean is not None and running_var is not None and _usual.batch_norm(x, vectors, residual, eps, activation):
+        return _op(x, running_mean, running_var, weight, bias, residual, eps, activation)
     if residual is not None and residual.dtype != x.dtype and _checks.autocast_active(x):
         residual = residual.to(x.dtype)
     _check(x, running_mean, running_var, weight, bias, residual, training, momentum, eps, activation)
