@@ -113,11 +113,11 @@ def forward(kernels: ModuleType, p: Problem, y: Tensor | None = None) -> Tensor:
 
 def fold(
     kernels: ModuleType, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor | None,
-    invstd: Tensor | None = None,
+    invstd: Tensor | None = None, eps: float = EPS,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     scale, shift = (torch.full_like(mean, float("nan")) for _ in range(2))
     vectors = [address(t) for t in (weight, bias, mean, var, invstd, scale, shift)]
-    kernels.fold(str(mean.dtype), vectors, mean.numel(), EPS)
+    kernels.fold(str(mean.dtype), vectors, mean.numel(), eps)
     return scale, shift
 
 
@@ -127,14 +127,14 @@ def room_for_parts(kernels: ModuleType, p: Problem) -> Tensor:
 
 def statistics(
     kernels: ModuleType, p: Problem, running: tuple[Tensor, Tensor] | None = None, parts: Tensor | None = None,
-    found: Sequence[Tensor] | None = None,
+    found: Sequence[Tensor] | None = None, momentum: float = MOMENTUM, eps: float = EPS,
 ) -> Sequence[Tensor]:  # fmt: skip
     """[mean, invstd, new_mean, new_var], the last two untouched without ``running``."""
     found = [p.vector() for _ in range(4)] if found is None else found
     parts = room_for_parts(kernels, p) if parts is None else parts
     vectors = [address(t) for t in (*(running or (None, None)), *found)]
     kernels.statistics(
-        str(p.x.dtype), p.x.data_ptr(), vectors, parts.data_ptr(), p.sizes, p.channels_last, MOMENTUM, EPS
+        str(p.x.dtype), p.x.data_ptr(), vectors, parts.data_ptr(), p.sizes, p.channels_last, momentum, eps
     )
     return found
 
