@@ -9,7 +9,7 @@
 
 namespace fastcnn {
 
-// y = act(x * scale[c] + shift[c] + residual); y may be x or residual.
+// y = act(x * scale[c] + shift[c] + residual). CPU: y may be x or residual. CUDA: scale and shift may be null, 1 and 0.
 struct BatchNormActArgs {
   Dtype dtype;
   Activation activation;

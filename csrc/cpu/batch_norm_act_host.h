@@ -104,7 +104,7 @@ inline BatchStatistics batch_norm_statistics(const Tensor& x, Layout layout, con
   return {mean, invstd, in_dtype(new_mean, running_mean->scalar_type()), in_dtype(new_var, running_var->scalar_type())};
 }
 
-// y = act(x * scale + shift + residual); y may be x.
+// y = act(x * scale + shift + residual); on the CPU y may be x.
 inline void batch_norm_act_apply(const Tensor& x, Layout layout, const ScaleShift& folded,
                                  const OptionalTensor& residual, Activation activation, const Tensor& y) {
   if (x.numel() == 0) return;

@@ -34,8 +34,8 @@ struct BatchNormShape {
 template <typename S> struct BatchNormTensors {
   using A = Accumulator<S>;
   const S* x;
-  const A* scale;     // [C]
-  const A* shift;     // [C]
+  const A* scale;     // [C], or null for 1
+  const A* shift;     // [C], or null for 0
   const S* residual;  // or null
   S* y;
 };
@@ -110,9 +110,11 @@ __global__ void __launch_bounds__(kBatchNormThreads, kBatchNormBlocks)
     for (int k = 0; k < kBatchNormFlight; ++k)
       residual[k] = load<kLanes>(t.residual + own.offset(p, k), own.has(p, k));
   }
-  A scale[kLanes], shift[kLanes];
-  load_channels<kLayout>(t.scale, own.channel, own.inside, scale);
-  load_channels<kLayout>(t.shift, own.channel, own.inside, shift);
+  A scale[kLanes], shift[kLanes] = {};
+#pragma unroll
+  for (int e = 0; e < kLanes; ++e) scale[e] = A(1);
+  if (t.scale != nullptr) load_channels<kLayout>(t.scale, own.channel, own.inside, scale);
+  if (t.shift != nullptr) load_channels<kLayout>(t.shift, own.channel, own.inside, shift);
 #pragma unroll
   for (int k = 0; k < kBatchNormFlight; ++k) {
     A value[kLanes];

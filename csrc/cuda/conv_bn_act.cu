@@ -23,9 +23,11 @@ Tensor convolve(const Convolution& c, const OptionalTensor& scale, const Optiona
     return depthwise_forward(c.x, c.weight, c.g, data(scale), data(shift), residual, activation);
   const Tensor z = aten_convolution(c);
   if (!scale && !shift && !residual && activation == Activation::kIdentity) return z;
-  const Tensor y = fresh_like(z);  // the kernel's loads take what they read for constant
-  batch_norm_act_apply(z, c.g.layout, {scale ? *scale : filled_vector(c, 1), shift ? *shift : filled_vector(c, 0)},
-                       residual, activation, y);
+  const Tensor y = fresh_like(z);  // not in place: the kernel's loads take what they read for constant
+  const Planes p = planes_of(z);
+  if (y.numel() > 0)
+    batch_norm_act_forward_kernel_dispatch({dtype_of(z), activation, c.g.layout, p.N, p.C, p.HW, data(z), data(scale),
+                                            data(shift), data(residual), mutable_data(y)});
   return y;
 }
 

@@ -26,6 +26,23 @@ def filled(count: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
     return placed(values, offset)
 
 
+class Walled:
+    """Room for ``like``, NaN, between walls of ones thick enough for a kernel that writes far too much."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.count = like.numel()
+        self.start = (5 * self.count // 512 + 1) * 512
+        self.storage = placed(torch.ones(2 * self.start + self.count, dtype=like.dtype))
+        self.storage[self.start : self.start + self.count] = float("nan")
+        offset = self.storage.storage_offset() + self.start
+        self.y = self.storage.as_strided(like.shape, like.stride(), offset)
+
+    def check(self) -> None:
+        """All of the room and nothing of the walls is written."""
+        walls = torch.cat([self.storage[: self.start], self.storage[self.start + self.count :]])
+        assert (walls == 1).all() and self.y.isfinite().all()
+
+
 def assert_moves_every_byte_once(kernels: ModuleType, buffers: dict[str, Tensor], run: Callable[[], object]) -> None:
     """In full sectors, and in requests of 512 bytes a warp."""
     kernels.start_traffic([(name, t.data_ptr(), t.nbytes) for name, t in buffers.items()])

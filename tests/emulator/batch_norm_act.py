@@ -23,8 +23,8 @@ SHAPES = {
     "chunks": (2, 520, 3, 4),
     "one-value": (1, 3, 1, 1),
 }
-# more positions than a block takes, in both layouts
-SEGMENTS = {"nhwc": (1, 16, 70, 64), "nchw": (1, 3, 130, 136)}
+# more positions than a block takes, in both layouts; more segments than a warp has lanes
+SEGMENTS = {"nhwc": (1, 16, 70, 64), "nchw": (1, 3, 130, 136), "forty": (1, 63, 32, 40)}
 
 
 class Problem(NamedTuple):
@@ -50,8 +50,9 @@ class Problem(NamedTuple):
         return N, C, H * W
 
     def image(self) -> Tensor:
-        """NaN in the shape and layout of x."""
-        return torch.empty_like(self.x).fill_(float("nan"))
+        """NaN in the shape and layout of x, with room behind it: a kernel that writes too much fails, not crashes."""
+        storage = torch.full((5 * self.x.numel() + 512,), float("nan"), dtype=self.x.dtype)
+        return storage.as_strided(self.x.shape, self.x.stride())
 
     def vector(self) -> Tensor:
         return torch.full_like(self.scale, float("nan"))
@@ -95,8 +96,8 @@ def problem(
 
 
 def moved(t: Tensor) -> Tensor:
-    """The same tensor, one element further on in memory."""
-    storage = torch.zeros(t.numel() + 1, dtype=t.dtype)
+    """The same tensor, one element further on in memory, with room behind it."""
+    storage = torch.zeros(5 * t.numel() + 512, dtype=t.dtype)
     return storage[1:].as_strided(t.shape, t.stride(), storage_offset=1).copy_(t)
 
 

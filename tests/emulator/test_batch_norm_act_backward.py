@@ -6,6 +6,7 @@ import torch
 
 from fastcnn.testing import DTYPES, Guarded, assert_close_fp64
 from tests.cross import exact
+from tests.emulator.activation import Walled
 from tests.emulator.batch_norm_act import (
     EPS, SEGMENTS, SHAPES, backward_input, backward_sums, broadcast, fold, forward, moved, problem, room_for_parts,
     statistics,
@@ -79,7 +80,7 @@ def test_every_activation(kernels, activation, channels_last):
 
 @pytest.mark.parametrize("shape", SEGMENTS.values(), ids=SEGMENTS)
 def test_sums_over_segments(kernels, shape):
-    check_sums(kernels, problem(shape, torch.float16, shape == SEGMENTS["nhwc"], "hardsigmoid").away_from_knots())
+    check_sums(kernels, problem(shape, torch.float16, shape != SEGMENTS["nchw"], "hardsigmoid").away_from_knots())
 
 
 @formats
@@ -118,14 +119,13 @@ def test_nothing_else_is_written_or_read(kernels, channels_last, C):
     names = ("x", "grad", "residual", "scale", "shift", "mean", "invstd")
     guarded = {name: Guarded(getattr(p, name)) for name in names}
     p = p._replace(**{name: guard.x for name, guard in guarded.items()})
-    out = [Guarded(torch.zeros_like(p.x)) for _ in range(2)]
+    out = Walled(p.x), Walled(p.x)
     check_sums(kernels, p)
-    check_input(kernels, p, grad_x=out[0].x, grad_residual=out[1].x)
+    check_input(kernels, p, grad_x=out[0].y, grad_residual=out[1].y)
+    for walled in out:
+        walled.check()
     for name, guard in guarded.items():
         guard.check(name)
-    margin = Guarded.MARGIN
-    for y in out:
-        assert y.buffer[:margin].isnan().all() and y.buffer[-margin:].isnan().all()
 
 
 @formats
