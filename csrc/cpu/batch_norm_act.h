@@ -9,7 +9,7 @@
 
 namespace fastcnn {
 
-// y = act(x * scale[c] + shift[c] + residual); y may be x or residual.
+// y = act(x * scale[c] + shift[c] + residual). CPU: y may be x or residual. CUDA: scale and shift may be null, 1 and 0.
 struct BatchNormActArgs {
   Dtype dtype;
   Activation activation;
@@ -73,6 +73,9 @@ struct BatchNormActBackwardArgs {
   double* scratch;       // batch_norm_scratch(N, C, HW) values
 };
 
+#if defined(__CUDACC__)
+int64_t batch_norm_scratch(int64_t N, int64_t C, int64_t HW);  // of the CUDA kernels: csrc/cuda/batch_norm_act.cu
+#else
 inline namespace FASTCNN_ISA {
 
 // Sums over the N * HW pixels of a channel are split into segments by shape alone, so that neither threads nor runs change a bit.
@@ -88,6 +91,7 @@ constexpr int64_t kBatchNormRows = 5;  // vectors of C values that a segment wor
 FASTCNN_INLINE int64_t batch_norm_scratch(int64_t N, int64_t C, int64_t HW) { return batch_norm_segments(N, C, HW) * kBatchNormRows * C; }
 
 }  // namespace FASTCNN_ISA
+#endif
 }  // namespace fastcnn
 
 FASTCNN_KERNEL(batch_norm_act_forward_kernel, BatchNormActArgs)

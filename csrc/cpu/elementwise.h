@@ -32,7 +32,9 @@ inline Tensor apply_activation(const Tensor& x, Activation kind) {
 }
 
 inline Tensor apply_activation_backward(const Tensor& grad, const Tensor& x, Activation kind) {
-  STD_TORCH_CHECK(grad.numel() == x.numel() && grad.scalar_type() == x.scalar_type(), "fastcnn: grad must have the shape and dtype of x");
+  bool same = grad.dim() == x.dim() && grad.scalar_type() == x.scalar_type();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = grad.size(d) == x.size(d);
+  STD_TORCH_CHECK(same, "fastcnn: grad must have the shape and dtype of x");
   Tensor y = fresh_like(x);
   if (y.numel() == 0) return y;
   const Tensor dense_x = with_strides_of(x, y);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which build of a kernel runs. <op>.kernel.cpp is compiled once per instruction set into fastcnn::<set>::<kernel>; FASTCNN_KERNEL declares the
-// copies and defines fastcnn::<kernel>_dispatch, which calls the one this process uses.
+// copies and defines fastcnn::<kernel>_dispatch, which calls the one this process uses. To the entry functions that the CUDA library shares,
+// <kernel>_dispatch is the launch, which csrc/cuda/<op>.cu defines.
 #pragma once
 
 #include "../common/scalar.h"
@@ -18,7 +19,10 @@ inline Isa isa_for(Dtype dtype) { return dtype == Dtype::kFloat64 ? Isa::kPlain 
 
 }  // namespace fastcnn
 
-#if FASTCNN_BUILD_X86
+#if defined(__CUDACC__)
+#define FASTCNN_KERNEL(kernel, Args) \
+  namespace fastcnn { void kernel##_dispatch(const Args& args); }
+#elif FASTCNN_BUILD_X86
 #define FASTCNN_KERNEL(kernel, Args)                                \
   namespace fastcnn {                                               \
   namespace plain { void kernel(const Args&); }              \

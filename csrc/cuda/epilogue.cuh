@@ -24,6 +24,34 @@ template <typename A, int kCount> __device__ __forceinline__ void activate(Activ
   }
 }
 
+// lanes: act'(lanes), each in its place.
+template <typename A, int kCount> __device__ __forceinline__ void differentiate(Activation kind, A (&lanes)[kCount]) {
+  const auto all = [&](auto function) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) lanes[i] = function.derivative(lanes[i]);
+  };
+  switch (kind) {
+    case Activation::kIdentity: return all(Identity());
+    case Activation::kRelu: return all(Relu());
+    case Activation::kRelu6: return all(Relu6());
+    case Activation::kHardSwish: return all(HardSwish());
+    case Activation::kHardSigmoid: return all(HardSigmoid());
+    case Activation::kSilu: return all(Silu());
+    case Activation::kSigmoid: return all(Sigmoid());
+  }
+}
+
+// The same with the functor fixed.
+template <typename F, typename A, int kCount> __device__ __forceinline__ void activate(F function, A (&lanes)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) lanes[i] = function(lanes[i]);
+}
+template <typename F, typename A, int kCount>
+__device__ __forceinline__ void differentiate(F function, A (&lanes)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) lanes[i] = function.derivative(lanes[i]);
+}
+
 // Identity, ReLU and ReLU6 are one pair of bounds: kernels of few instructions an output take these instead of a
 // branch.
 struct Bounds {

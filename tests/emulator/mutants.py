@@ -6,7 +6,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 TILE, GENERIC = "csrc/cuda/depthwise_conv2d_tile.cuh", "csrc/cuda/depthwise_conv2d.cuh"
-HARDSWISH, EPILOGUE = "csrc/cuda/hardswish.cuh", "csrc/common/epilogue.h"
+ELEMENTWISE, EPILOGUE = "csrc/cuda/activation.cuh", "csrc/common/epilogue.h"
+BATCH_NORM, SUMS = "csrc/cuda/batch_norm_act.cuh", "csrc/cuda/batch_norm_act_sums.cuh"
+NORM_BACKWARD = "csrc/cuda/batch_norm_act_backward.cuh"
+NORM_TESTS, NORM_BACKWARD_TESTS = ("test_batch_norm_act.py",), ("test_batch_norm_act_backward.py",)
 DEPTHWISE_TESTS = ("test_depthwise_conv2d.py", "test_depthwise_bytes.py")
 
 
@@ -30,8 +33,38 @@ MUTANTS: dict[str, Mutant] = {
 }
 # each takes a compilation: for the long form
 MUTANTS_AT_LENGTH: dict[str, Mutant] = {
-    "tail-of-a-vector": Mutant(HARDSWISH, "first + kLanes <= count)", "first < count)", ("test_hardswish.py",)),
-    "misaligned-h-swish": Mutant(HARDSWISH, "is_aligned<kVectorBytes>(x) && ", "", ("test_hardswish.py",)),
+    "tail-of-a-vector": Mutant(ELEMENTWISE, "first + kLanes <= count)", "first < count)", ("test_hardswish.py",)),
+    "misaligned-h-swish": Mutant(ELEMENTWISE, "is_aligned<kVectorBytes>(x) && ", "", ("test_hardswish.py",)),
+    "silu-without-its-slope": Mutant(EPILOGUE, "s * (A(1) + x * (A(1) - s))", "s", ("test_activation.py",)),
+    "no-derivative": Mutant(
+        "csrc/cuda/epilogue.cuh", "= function.derivative(lanes[i]);", "= A(1);", ("test_activation.py",)
+    ),
+    "gradient-without-grad": Mutant(
+        ELEMENTWISE, "value[i] *= factor[i];", "value[i] *= 1;", ("test_activation.py",)
+    ),
+    "scale-of-another-channel": Mutant(
+        BATCH_NORM, "load<kTogether>(array + c + i * kTogether", "load<kTogether>(array + c", NORM_TESTS
+    ),
+    "rows-beyond-the-last": Mutant(
+        BATCH_NORM, "return inside && row + k * p.step < p.rows;", "return inside;", NORM_TESTS
+    ),
+    "residual-left-out": Mutant(BATCH_NORM, "value[e] += more[e];", "value[e] += 0 * more[e];", NORM_TESTS),
+    "misaligned-batch-norm": Mutant(
+        BATCH_NORM, " && (is_aligned<kVectorBytes>(pointers) && ...)", " && (sizeof...(pointers) > 0)", NORM_TESTS
+    ),
+    "sums-without-a-barrier": Mutant(SUMS, "2;\n      __syncthreads();\n", "2;\n", NORM_TESTS),
+    "an-odd-row-left-out": Mutant(SUMS, "rows = (rows + 1) / 2)", "rows = rows / 2)", NORM_TESTS),
+    "sums-about-zero": Mutant(SUMS, "center[v] *= share;", "center[v] = A(0);", NORM_TESTS),
+    "segments-of-one-mean": Mutant(SUMS, "deviations + apart * apart * count(i)", "deviations", NORM_TESTS),
+    "half-a-warp": Mutant(SUMS, "int lanes = 16; lanes > 0", "int lanes = 8; lanes > 0", NORM_TESTS),
+    "biased-running-variance": Mutant(SUMS, "pixels > 1 ? pixels - 1 : 1", "pixels > 1 ? pixels : 1", NORM_TESTS),
+    "slope-without-the-variance": Mutant(
+        NORM_BACKWARD, "scale * invstd * invstd * product", "scale * invstd * product", NORM_BACKWARD_TESTS
+    ),
+    "gradient-of-x-for-the-residual": Mutant(
+        NORM_BACKWARD, "if (t.residual != nullptr) {\n      A more", "if (false) {\n      A more", NORM_BACKWARD_TESTS
+    ),
+    "mean-left-in": Mutant(NORM_BACKWARD, "gz[e] * (value[e] - mean[e])", "gz[e] * value[e]", NORM_BACKWARD_TESTS),
     "border": Mutant(
         TILE, "row_inside && first_column + j >= 0 && first_column + j < W;", "row_inside && first_column + j >= 0;"
     ),

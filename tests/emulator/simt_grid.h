@@ -54,6 +54,7 @@ struct Grid {
   uint3 block{};
   dim3 block_size, grid_size;
   uint64_t block_number = 0;
+  uint64_t first_block = 0;  // number of the launch's first block: no two launches have a block in common
   const std::function<void()>* body = nullptr;
   unsigned char* dynamic_shared = nullptr;
   std::exception_ptr failure;
@@ -193,7 +194,7 @@ inline void run_grid(const std::function<void()>& body, dim3 grid_size, dim3 blo
   arrange(blocks, random);
   try {
     for (const uint64_t block : blocks) {
-      g.block_number = block;
+      g.block_number = g.first_block + block;
       g.block = make_uint3(unsigned(block % grid_size.x), unsigned(block / grid_size.x % grid_size.y),
                            unsigned(block / grid_size.x / grid_size.y));
 #if defined(__SANITIZE_ADDRESS__)
@@ -215,6 +216,7 @@ inline void run_grid(const std::function<void()>& body, dim3 grid_size, dim3 blo
       check_guard(whole + kGuard + shared_bytes, "behind");
 #endif
     }
+    g.first_block += blocks.size();
   } catch (...) {
     g.failure = nullptr;
     for (const auto& thread : g.threads) thread->fiber.discard();

@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from fastcnn.testing import DTYPES, Guarded, assert_close_fp64, away_from_knots
+from fastcnn.testing import DTYPES, Guarded, assert_close_fp64
+from tests.emulator.activation import Walled, assert_moves_every_byte_once, filled, placed
 
 
 @pytest.fixture
@@ -14,21 +15,8 @@ def kernels(emulated):
     return module
 
 
-def filled(count: int, dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
-    """Values around the knots that start ``offset`` elements after a 512-byte boundary."""
-    values = away_from_knots(torch.randn(count, dtype=torch.float64) * 3, distance=2e-2).to(dtype)
-    return placed(values, offset)
-
-
-def placed(values: torch.Tensor, offset: int) -> torch.Tensor:
-    storage = torch.full((values.numel() + offset + 512,), float("nan"), dtype=values.dtype)
-    start = -storage.data_ptr() % 512 // values.element_size() + offset
-    part = storage[start : start + values.numel()]
-    return part.copy_(values)
-
-
 def run(kernels, x, grad=None, y=None):
-    y = torch.full_like(x, float("nan")) if y is None else y
+    y = placed(torch.full_like(x, float("nan"))) if y is None else y
     kernels.hardswish(str(x.dtype), 0 if grad is None else grad.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel())
     return y
 
@@ -58,23 +46,13 @@ def test_misaligned_tensors_take_the_scalar_path(kernels, dtype, which):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_else_is_written(kernels, dtype):
-    y = Guarded(torch.zeros(77, dtype=dtype))
-    run(kernels, filled(77, dtype), y=y.x)
-    margin = Guarded.MARGIN
-    assert y.buffer[:margin].isnan().all() and y.buffer[-margin:].isnan().all()
-    assert y.x.isfinite().all()
+    walled = Walled(torch.empty(77, dtype=dtype))
+    run(kernels, filled(77, dtype), y=walled.y)
+    walled.check()
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_every_byte_moves_once_in_full_sectors(kernels, backward):
     x, grad, y = (placed(torch.randn(4096 * 3).half(), 0) for _ in range(3))
     buffers = {"x": x, "y": y, **({"grad": grad} if backward else {})}
-    kernels.start_traffic([(name, t.data_ptr(), t.nbytes) for name, t in buffers.items()])
-    run(kernels, x, grad if backward else None, y)
-    traffic = kernels.stop_traffic(512 << 10, 528)
-    total = sum(t.nbytes for t in buffers.values())
-    assert {name: (b["requested"], b["efficiency"]) for name, b in traffic["buffers"].items()} == {
-        name: (t.nbytes, 1.0) for name, t in buffers.items()
-    }
-    assert traffic["left_l1"] == traffic["dram"] == total
-    assert traffic["requests"] == total / 512
+    assert_moves_every_byte_once(kernels, buffers, lambda: run(kernels, x, grad if backward else None, y))
