@@ -19,7 +19,7 @@
 #include <type_traits>
 
 #include "../common/shape.h"
-#include "epilogue.cuh"
+#include "depthwise_conv2d_epilogue.cuh"
 #include "vec.cuh"
 
 namespace fastcnn {
@@ -32,6 +32,7 @@ template <typename S> struct DepthwiseTensors {
   const A* shift;     // [O], or null
   const S* residual;  // [N, O, Ho, Wo], or null
   S* y;               // [N, O, Ho, Wo]
+  const S* grad = nullptr;  // [N, O, Ho, Wo], of y: for DepthwiseEpilogue::kGradient only
 };
 
 template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
@@ -57,6 +58,11 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
   static constexpr int kMinBlocks = kKernel == 3 ? 4 : kKernel == 5 ? 2 : 3;
 #endif
   static constexpr int kMinBlocksGeneral = kKernel == 3 ? 3 : 2;
+  static constexpr int min_blocks(DepthwiseEpilogue epilogue) {
+    return epilogue == DepthwiseEpilogue::kPlain      ? kMinBlocks
+           : epilogue == DepthwiseEpilogue::kGeneral ? kMinBlocksGeneral
+                                                      : 2;
+  }
   static_assert(kLanes * sizeof(S) == kVectorBytes && kLanes % 4 == 0,
                 "one 16-byte access a column, whole quads of weights");
   static_assert((kTaps + 1) * kLanes * kChunk * sizeof(float) <= 28 * 1024,
@@ -201,10 +207,11 @@ __device__ __forceinline__ void stage_weights(float4 (&staged)[T::kTaps + 1][T::
   }
 }
 
-// kPlain: the activation is a pair of bounds and there is no residual.
-template <typename S, typename T, bool kPlain>
-__global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinBlocksGeneral)
+template <typename S, typename T, DepthwiseEpilogue kEpilogue>
+__global__ void __launch_bounds__(T::kThreads, T::min_blocks(kEpilogue))
     depthwise_conv2d_forward_kernel(DepthwiseTensors<S> t, DepthwisePlan p) {
+  constexpr bool kPlain = kEpilogue == DepthwiseEpilogue::kPlain;
+  constexpr bool kGradient = kEpilogue == DepthwiseEpilogue::kGradient;
   __shared__ float4 staged[T::kTaps + 1][T::kQuads][T::kChunk];
   const int first_group = int(blockIdx.x % unsigned(p.chunks)) * p.chunk;
   const int groups = min(p.chunk, p.groups - first_group);
@@ -233,14 +240,17 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
   int64_t at = ((n * p.Ho + oh0 + kFirst) * p.Wo + ow0) * p.C + c;  // of the row of y that this turn finishes
 
   using Vector = Vec<S, T::kLanes>;
-  Vector residual[T::kStrip], out[T::kStrip];
+  Vector residual[T::kStrip], grad[T::kStrip], out[T::kStrip];
+  const auto load_strip = [&](const S* from, Vector (&strip_of)[T::kStrip], bool wanted) {
+#pragma unroll
+    for (int o = 0; o < T::kStrip; ++o)
+      strip_of[o] = load<T::kLanes>(from + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
+  };
   const auto load_residual = [&](bool wanted) {
     if constexpr (!kPlain) {
-      if (t.residual == nullptr) return;
-#pragma unroll
-      for (int o = 0; o < T::kStrip; ++o)
-        residual[o] = load<T::kLanes>(t.residual + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
+      if (t.residual != nullptr) load_strip(t.residual, residual, wanted);
     }
+    if constexpr (kGradient) load_strip(t.grad, grad, wanted);
   };
   const auto finish = [&](int quad, float (&sum)[T::kStrip * 4]) {
     if constexpr (kPlain) {
@@ -256,7 +266,19 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
           for (int e = 0; e < 4; ++e) sum[o * 4 + e] += more[e];
         }
       }
-      activate(p.activation, sum);
+      if constexpr (kGradient) {
+        float factors[T::kStrip * 4];
+#pragma unroll
+        for (int o = 0; o < T::kStrip; ++o) {
+          float four[4];
+          widen(quad_of(grad[o], quad), four);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) factors[o * 4 + e] = four[e];
+        }
+        through_activation(p.activation, factors, sum);
+      } else {
+        activate(p.activation, sum);
+      }
     }
 #pragma unroll
     for (int o = 0; o < T::kStrip; ++o) {

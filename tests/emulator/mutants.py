@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 TILE, GENERIC = "csrc/cuda/depthwise_conv2d_tile.cuh", "csrc/cuda/depthwise_conv2d.cuh"
 HARDSWISH, EPILOGUE = "csrc/cuda/hardswish.cuh", "csrc/common/epilogue.h"
+BACKWARD = "csrc/cuda/depthwise_conv2d_backward.cuh"
+BACKWARD_TILE = "csrc/cuda/depthwise_conv2d_backward_tile.cuh"
+BACKWARD_TESTS = ("test_depthwise_backward.py", "test_depthwise_backward_tile.py")
 DEPTHWISE_TESTS = ("test_depthwise_conv2d.py", "test_depthwise_bytes.py")
 
 
@@ -33,7 +36,7 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "tail-of-a-vector": Mutant(HARDSWISH, "first + kLanes <= count)", "first < count)", ("test_hardswish.py",)),
     "misaligned-h-swish": Mutant(HARDSWISH, "is_aligned<kVectorBytes>(x) && ", "", ("test_hardswish.py",)),
     "border": Mutant(
-        TILE, "row_inside && first_column + j >= 0 && first_column + j < W;", "row_inside && first_column + j >= 0;"
+        TILE, "first_column + j >= 0 && first_column + j < W;", "first_column + j >= 0 && first_column + j <= W;"
     ),
     "halo": Mutant(TILE, "ih >= first_row && ih < p.H", "ih >= first_row && ih <= p.H"),
     "tail-channel": Mutant(TILE, "group >= groups || ", ""),
@@ -57,5 +60,21 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "a-strip-of-one": Mutant(TILE, "kStride == 1 ? 4 : 2;", "kStride == 1 ? 1 : 2;", ("test_depthwise_bytes.py",)),
     "a-row-at-a-time": Mutant(
         TILE, "kRows = kKernel == 3 ? 7", "kRows = kKernel == 3 ? 1", ("test_depthwise_bytes.py",)
+    ),
+    "gradient-of-the-wrong-quad": Mutant(TILE, "quad_of(grad[o], quad)", "quad_of(grad[o], 0)", BACKWARD_TESTS),
+    "backward-divides-by-stride": Mutant(BACKWARD, "oh * g.stride_h == up && ", "", BACKWARD_TESTS),
+    "backward-walk-into-the-next-image": Mutant(BACKWARD, "if (oh >= g.Ho) oh -= g.Ho, ++n;", "", BACKWARD_TESTS),
+    "backward-last-slice": Mutant(
+        BACKWARD, "inside && base + down < slices", "inside && base + down + 1 < slices", BACKWARD_TESTS
+    ),
+    "backward-filter-not-turned": Mutant(
+        BACKWARD_TILE, "weights[r * T::kKernel + q]", "weights[T::kTaps - 1 - r * T::kKernel - q]", BACKWARD_TESTS
+    ),
+    "backward-halo": Mutant(BACKWARD_TILE, "p.Wo, row0 - kMore", "p.Wo, row0 - kMore + 1", BACKWARD_TESTS),
+    "backward-rows-of-the-next-tile": Mutant(
+        BACKWARD_TILE, "i < p.rows * strips;", "i < T::kRows * strips;", BACKWARD_TESTS
+    ),
+    "backward-tile-before-it-is-used-up": Mutant(
+        BACKWARD_TILE, "    __syncthreads();\n  }\n", "  }\n  __syncthreads();\n", BACKWARD_TESTS
     ),
 }
