@@ -9,10 +9,11 @@
 // kernels of this file take any kernel size, stride, dilation, padding and multiplier, NCHW too:
 //   input   a thread gathers one pixel of x, of 16 bytes of channels where NHWC allows it: kH kW requests of grad,
 //           those without an output switched off.
-//   weight  a block owns `across` vectors of channels, up to 9 taps and a slice of the N Ho Wo outputs; each thread
-//           walks over every `down`-th output, loads grad once and x once a tap, and keeps (9 + 1) kLanes sums. The
-//           block adds them as a tree in shared memory (4 to 8 KiB) and writes one row of partial sums a tap. L1 serves
-//           the overlap of the taps. Slices follow from the shape alone, so two runs agree to the bit.
+//   weight  a block owns `across` vectors of channels, up to 9 taps (5 where a vector has 8 lanes) and a slice of the
+//           N Ho Wo outputs; each thread walks over every `down`-th output, loads grad once and x once a tap, and keeps
+//           (taps + 1) kLanes sums. The block adds them as a tree in shared memory (1 to 8 KiB) and writes one row of
+//           partial sums a tap. L1 serves the overlap of the taps. Slices follow from the shape alone, so two runs
+//           agree to the bit.
 //   reduce  adds the slices of a partial sum in a fixed order, in double. No atomics anywhere.
 #pragma once
 
@@ -62,7 +63,8 @@ __global__ void __launch_bounds__(kDepthwiseGenericThreads)
   }
 }
 
-constexpr int kDepthwiseTapsAtOnce = 9;
+// of the weight kernel: as many sums as 128 registers hold
+FASTCNN_HOST_DEVICE constexpr int depthwise_taps_at_once(int lanes) { return lanes > 4 ? 5 : 9; }
 
 struct DepthwiseSlices {
   int64_t pixels;           // of a slice, of the N * Ho * Wo
@@ -82,7 +84,7 @@ template <typename S> DepthwiseSlices depthwise_slices(const ConvGeometry& g, in
   s.down = kDepthwiseGenericThreads / s.across;
   s.channel_blocks = ceil_div(g.O, s.across * int64_t(lanes));
   s.taps = weight ? g.kH * g.kW : 0, s.rows = s.taps + bias;
-  s.tap_groups = s.taps > 0 ? ceil_div(s.taps, kDepthwiseTapsAtOnce) : 1;
+  s.tap_groups = s.taps > 0 ? ceil_div(s.taps, depthwise_taps_at_once(lanes)) : 1;
   const int64_t pixels = g.N * g.Ho * g.Wo;
   const int64_t wanted = ceil_div(pixels, s.down * kPixelsOfThread);
   s.pixels = ceil_div(pixels, wanted < kMostSlices ? wanted : kMostSlices);
@@ -104,11 +106,11 @@ struct OutputWalk {
 };
 
 template <typename S, int kLanes, Layout kLayout>
-__global__ void __launch_bounds__(kDepthwiseGenericThreads)
+__global__ void __launch_bounds__(kDepthwiseGenericThreads, 2)
     depthwise_conv2d_backward_weight_kernel(DepthwiseGradients<S> t, ConvGeometry g, DepthwiseSlices s) {
   using A = Accumulator<S>;
-  constexpr int kTaps = kDepthwiseTapsAtOnce;
-  __shared__ A shared[kLanes][kDepthwiseGenericThreads];
+  constexpr int kTaps = depthwise_taps_at_once(kLanes);
+  alignas(kVectorBytes) __shared__ A shared[kDepthwiseGenericThreads][kLanes];
   const int across = int(threadIdx.x) % s.across, down = int(threadIdx.x) / s.across;
   const int64_t pixels = g.N * g.Ho * g.Wo;
   for (int64_t work = blockIdx.x; work < s.channel_blocks * s.tap_groups * s.slices; work += gridDim.x) {
@@ -148,22 +150,21 @@ __global__ void __launch_bounds__(kDepthwiseGenericThreads)
       if (k < kTaps ? row >= s.taps : first_tap > 0 || s.rows == s.taps) continue;  // the same for the whole block
       __syncthreads();
 #pragma unroll
-      for (int e = 0; e < kLanes; ++e) shared[e][threadIdx.x] = sum[k][e];
+      for (int e = 0; e < kLanes; ++e) shared[threadIdx.x][e] = sum[k][e];
       for (int half = s.down / 2; half > 0; half /= 2) {
         __syncthreads();
         if (down < half) {
 #pragma unroll
-          for (int e = 0; e < kLanes; ++e) shared[e][threadIdx.x] += shared[e][int(threadIdx.x) + half * s.across];
+          for (int e = 0; e < kLanes; ++e) shared[threadIdx.x][e] += shared[int(threadIdx.x) + half * s.across][e];
         }
       }
       constexpr int kMost = kVectorLanes<A>, kStore = kLanes < kMost ? kLanes : kMost;
       A* to = t.partials + (slice * s.rows + row) * g.O + o;
 #pragma unroll
       for (int e = 0; e < kLanes; e += kStore) {
-        A some[kStore];
-#pragma unroll
-        for (int j = 0; j < kStore; ++j) some[j] = shared[e + j][threadIdx.x];
-        store(to + e, narrow<A>(some), down == 0 && o < g.O);
+        Vec<A, kStore> some;
+        memcpy(&some, &shared[threadIdx.x][e], sizeof some);
+        store(to + e, some, down == 0 && o < g.O);
       }
     }
   }

@@ -57,3 +57,38 @@ def test_shared_memory(kernels, arch):
         needed = 4 * (size * size + 1) * LANES[dtype] * chunk[size]
         assert needed <= kernel.shared <= needed + 1024
         assert 4 * kernel.shared <= 64 * 1024
+
+
+def gradient_tiles(kernels, arch, name="depthwise_conv2d_backward_tile_kernel"):
+    """{(kernel size, stride, dtype): kernel}"""
+    of = [k for k in kernels("depthwise_conv2d_backward", arch) if k.name == name]
+    found = {(*k.parameters[:2], k.dtype): k for k in of}
+    assert sorted({key[:2] for key in found}) == sorted(STRIP) and len(found) == len(of) == len(STRIP) * len(LANES)
+    return found
+
+
+def test_registers_of_the_gradients(kernels, arch):
+    for (size, _, _), kernel in gradient_tiles(kernels, arch).items():
+        assert kernel.registers <= (128 if size == 3 else 168), (kernel.label, kernel.registers)
+    for kernel in gradient_tiles(kernels, arch, FORWARD).values():  # with the epilogue that computes z again
+        assert kernel.parameters[2] == 2 and kernel.registers <= 255, (kernel.label, kernel.registers)
+
+
+def test_shared_memory_of_the_gradients(kernels, arch):
+    """The tiles of x and of its outputs, a pixel of 4 vectors every 80 bytes, and the filter as float."""
+    for (size, stride, dtype), kernel in gradient_tiles(kernels, arch).items():
+        more = (size + stride - 1) // stride - 1
+        pixels = 8 * stride * 16 + (8 + more) * (16 // stride + more)
+        needed = 80 * pixels + 4 * (size * size + 1) * LANES[dtype] * 4
+        assert needed <= kernel.shared <= needed + 1024 <= 48 * 1024
+
+
+def test_sums_of_the_gradients(kernels, arch):
+    """Each tap is one FMA for either gradient, once a pixel: the loops hold no other arithmetic on floats."""
+    for (size, stride, dtype), kernel in gradient_tiles(kernels, arch).items():
+        found = sum(2 if "FFMA2" in text else 1 for _, text in kernel.code if "FFMA" in text)
+        rows = size if size == 3 else 1  # of the filter, unrolled; at stride 2 a pixel meets half of them
+        reach = (rows + stride - 1) // stride
+        cells = 4 // stride
+        needed = cells * size * (LANES[dtype] * reach + 4)
+        assert needed <= found <= needed * 1.1, (kernel.label, found, needed)
