@@ -96,20 +96,35 @@ template <typename T> DepthwisePlan plan_depthwise(const ConvGeometry& g, Activa
   p.strips = int(ceil_div(p.Wo, T::kStrip));
   p.rows = int(ceil_div(p.Ho, ceil_div(p.Ho, rows)));
   p.row_tiles = int(ceil_div(p.Ho, p.rows));
-  p.positions = unsigned(g.N * p.row_tiles * p.strips);
+  p.of_image = unsigned(p.row_tiles * p.strips), p.positions = unsigned(g.N * p.of_image);
+  p.tiles = unsigned(ceil_div(p.of_image, T::kThreads / p.stretch * (p.stretch / p.chunk)));
   p.activation = activation;
   if (has_bounds(activation)) p.bounds = bounds_of(activation);
   return p;
 }
 
+template <typename T> DepthwisePlan plan_depthwise(const ConvGeometry& g, Activation activation) {
+  constexpr int64_t kThreadsThatFill =
+      int64_t(132) * 4 * T::kThreads * 4;  // four waves of the largest device that we know
+  const DepthwisePlan p = plan_depthwise<T>(g, activation, T::kRows);
+  const bool abound = int64_t(p.positions) * p.groups >= 2 * kThreadsThatFill;
+  return abound ? plan_depthwise<T>(g, activation, 2 * T::kRows) : p;
+}
+
+// f(Tile<S, kernel, stride>{}) for a geometry that has a tile.
+template <template <typename, int, int> class Tile, typename S, typename F>
+auto with_depthwise_tile(const ConvGeometry& g, F&& f) {
+  const bool dense = g.stride_h == 1;
+  if (g.kH == 3) return dense ? f(Tile<S, 3, 1>()) : f(Tile<S, 3, 2>());
+  if (g.kH == 5) return dense ? f(Tile<S, 5, 1>()) : f(Tile<S, 5, 2>());
+  return dense ? f(Tile<S, 7, 1>()) : f(Tile<S, 7, 2>());
+}
+
 template <typename S, typename T, bool kGradient>
 cudaError_t launch_depthwise_tile(const DepthwiseTensors<S>& t, const ConvGeometry& g, Activation activation,
                                   cudaStream_t stream) {
-  constexpr int64_t kThreadsThatFill =
-      int64_t(132) * 4 * T::kThreads * 4;  // four waves of the largest device that we know
-  DepthwisePlan p = plan_depthwise<T>(g, activation, T::kRows);
-  if (int64_t(p.positions) * p.groups >= 2 * kThreadsThatFill) p = plan_depthwise<T>(g, activation, 2 * T::kRows);
-  const int64_t blocks = ceil_div(p.positions, T::kThreads / p.stretch * (p.stretch / p.chunk)) * p.chunks;
+  const DepthwisePlan p = plan_depthwise<T>(g, activation);
+  int64_t blocks = ceil_div(p.positions, T::kThreads / p.stretch * (p.stretch / p.chunk)) * p.chunks;
   const auto run = [&](auto kernel) {
     return launch(kernel, dim3(unsigned(blocks)), dim3(T::kThreads), 0, stream, t, p);
   };
@@ -117,6 +132,10 @@ cudaError_t launch_depthwise_tile(const DepthwiseTensors<S>& t, const ConvGeomet
   if constexpr (kGradient) {
     return run(&depthwise_conv2d_forward_kernel<S, T, E::kGradient>);
   } else {
+    if (t.sums != nullptr) {
+      blocks = g.N * p.tiles * p.chunks;
+      return run(&depthwise_conv2d_forward_kernel<S, T, E::kSums>);
+    }
     const bool plain = has_bounds(activation) && t.residual == nullptr;
     return plain ? run(&depthwise_conv2d_forward_kernel<S, T, E::kPlain>)
                  : run(&depthwise_conv2d_forward_kernel<S, T, E::kGeneral>);
@@ -137,6 +156,16 @@ template <typename S> bool depthwise_has_tile(const DepthwiseTensors<S>& t, cons
          is_aligned<kVectorBytes>(t.grad);
 }
 
+// Rows of sums that an image gets where DepthwiseTensors::sums asks for them; 0 where no kernel computes them.
+template <typename S> int64_t depthwise_sum_tiles(const DepthwiseTensors<S>& t, const ConvGeometry& g) {
+  if constexpr (sizeof(S) <= sizeof(float)) {
+    if (depthwise_has_tile(t, g))
+      return with_depthwise_tile<DepthwiseTile, S>(
+          g, [&](auto tile) { return int64_t(plan_depthwise<decltype(tile)>(g, Activation::kIdentity).tiles); });
+  }
+  return 0;
+}
+
 // y[n, o] = act(conv(x[n, o / m], weight[o]) * scale[o] + shift[o] + residual[n, o]), m = O / C. The output has at
 // least one element. kGradient: y is t.grad times act' of the same sum instead.
 template <typename S, bool kGradient = false>
@@ -144,18 +173,12 @@ cudaError_t launch_depthwise_conv2d(const DepthwiseTensors<S>& t, const ConvGeom
                                     cudaStream_t stream) {
   if constexpr (sizeof(S) <= sizeof(float)) {
     if (depthwise_has_tile(t, g)) {
-      const auto tile = [&](auto kernel, auto stride) {
-        return launch_depthwise_tile<S, DepthwiseTile<S, kernel(), stride()>, kGradient>(t, g, activation, stream);
-      };
-      using std::integral_constant;
-      const auto of_kernel = [&](auto kernel) {
-        return g.stride_h == 1 ? tile(kernel, integral_constant<int, 1>()) : tile(kernel, integral_constant<int, 2>());
-      };
-      if (g.kH == 3) return of_kernel(integral_constant<int, 3>());
-      if (g.kH == 5) return of_kernel(integral_constant<int, 5>());
-      return of_kernel(integral_constant<int, 7>());
+      return with_depthwise_tile<DepthwiseTile, S>(g, [&](auto tile) {
+        return launch_depthwise_tile<S, decltype(tile), kGradient>(t, g, activation, stream);
+      });
     }
   }
+  if (t.sums != nullptr) return cudaErrorNotSupported;
   if (g.layout == Layout::kNCHW)
     return launch_depthwise_generic<S, 1, Layout::kNCHW, kGradient>(t, g, activation, stream);
   const bool wide = g.O == g.C && g.C % kVectorLanes<S> == 0 && is_aligned<kVectorBytes>(t.x) &&

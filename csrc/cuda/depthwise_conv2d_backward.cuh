@@ -9,11 +9,11 @@
 // kernels of this file take any kernel size, stride, dilation, padding and multiplier, NCHW too:
 //   input   a thread gathers one pixel of x, of 16 bytes of channels where NHWC allows it: kH kW requests of grad,
 //           those without an output switched off.
-//   weight  a block owns `across` vectors of channels, up to 9 taps (5 where a vector has 8 lanes) and a slice of the
-//           N Ho Wo outputs; each thread walks over every `down`-th output, loads grad once and x once a tap, and keeps
-//           (taps + 1) kLanes sums. The block adds them as a tree in shared memory (1 to 8 KiB) and writes one row of
-//           partial sums a tap. L1 serves the overlap of the taps. Slices follow from the shape alone, so two runs
-//           agree to the bit.
+//   weight  a block owns `across` vectors of channels, up to 9 taps (5 or 3 where a thread has 4 or 8 channels) and a
+//           slice of the N Ho Wo outputs; each thread walks over every `down`-th output, loads grad once and x once a
+//           tap, and keeps (taps + 1) kLanes sums. The block adds them as a tree in shared memory (1 to 8 KiB) and
+//           writes one row of partial sums a tap. L1 serves the overlap of the taps. Slices follow from the shape
+//           alone, so two runs agree to the bit.
 //   reduce  adds the slices of a partial sum in a fixed order, in double. No atomics anywhere.
 #pragma once
 
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kDepthwiseGenericThreads)
 }
 
 // of the weight kernel: as many sums as 128 registers hold
-FASTCNN_HOST_DEVICE constexpr int depthwise_taps_at_once(int lanes) { return lanes > 4 ? 5 : 9; }
+FASTCNN_HOST_DEVICE constexpr int depthwise_taps_at_once(int lanes) { return lanes > 4 ? 3 : lanes > 1 ? 5 : 9; }
 
 struct DepthwiseSlices {
   int64_t pixels;           // of a slice, of the N * Ho * Wo
@@ -235,14 +235,6 @@ template <typename S> bool depthwise_backward_has_tile(const DepthwiseGradients<
   return g.H > 0 && g.W > 0 && depthwise_has_tile(alike, g);
 }
 
-// f(DepthwiseGradientTile<S, kernel, stride>{}) for a geometry that has a tile.
-template <typename S, typename F> auto with_gradient_tile(const ConvGeometry& g, F&& f) {
-  const bool once = g.stride_h == 1;
-  if (g.kH == 3) return once ? f(DepthwiseGradientTile<S, 3, 1>()) : f(DepthwiseGradientTile<S, 3, 2>());
-  if (g.kH == 5) return once ? f(DepthwiseGradientTile<S, 5, 1>()) : f(DepthwiseGradientTile<S, 5, 2>());
-  return once ? f(DepthwiseGradientTile<S, 7, 1>()) : f(DepthwiseGradientTile<S, 7, 2>());
-}
-
 // Elements that DepthwiseGradients::partials needs, whichever kernels will take the tensors; the output has at least
 // one element.
 template <typename S> int64_t depthwise_partials(const ConvGeometry& g, bool weight, bool bias) {
@@ -254,7 +246,7 @@ template <typename S> int64_t depthwise_partials(const ConvGeometry& g, bool wei
   const int64_t one = generic(1), wide = generic(kVectorLanes<S>), most = one > wide ? one : wide;
   if constexpr (sizeof(S) <= sizeof(float)) {
     if (depthwise_backward_has_tile(DepthwiseGradients<S>{}, g)) {
-      const int64_t slices = with_gradient_tile<S>(
+      const int64_t slices = with_depthwise_tile<DepthwiseGradientTile, S>(
           g, [&](auto tile) { return slices_of(plan_depthwise_gradient<decltype(tile)>(g)); });
       return most > slices * g.kH * g.kW * g.O ? most : slices * g.kH * g.kW * g.O;
     }
@@ -269,7 +261,7 @@ cudaError_t launch_depthwise_conv2d_backward(const DepthwiseGradients<S>& t, con
   DepthwiseGradients<S> rest = t;
   if constexpr (sizeof(S) <= sizeof(float)) {
     if ((t.grad_x != nullptr || t.grad_weight != nullptr) && depthwise_backward_has_tile(t, g)) {
-      const cudaError_t error = with_gradient_tile<S>(g, [&](auto tile) {
+      const cudaError_t error = with_depthwise_tile<DepthwiseGradientTile, S>(g, [&](auto tile) {
         const DepthwiseGradientPlan p = plan_depthwise_gradient<decltype(tile)>(g);
         const cudaError_t failed = launch_depthwise_backward_tile<S, decltype(tile)>(t, p, stream);
         if (failed != cudaSuccess || t.grad_weight == nullptr) return failed;
@@ -280,9 +272,10 @@ cudaError_t launch_depthwise_conv2d_backward(const DepthwiseGradients<S>& t, con
     }
   }
   if (g.layout == Layout::kNCHW) return launch_depthwise_backward_generic<S, 1, Layout::kNCHW>(rest, g, stream);
-  const bool wide = g.O == g.C && g.C % kVectorLanes<S> == 0 && is_aligned<kVectorBytes>(t.grad) &&
+  constexpr int kWide = sizeof(S) <= sizeof(float) ? kVectorLanes<S> : 1;  // double is for checks, not for speed
+  const bool wide = g.O == g.C && g.C % kWide == 0 && is_aligned<kVectorBytes>(t.grad) &&
                     is_aligned<kVectorBytes>(t.x) && is_aligned<kVectorBytes>(t.grad_x);
-  return wide ? launch_depthwise_backward_generic<S, kVectorLanes<S>, Layout::kNHWC>(rest, g, stream)
+  return wide ? launch_depthwise_backward_generic<S, kWide, Layout::kNHWC>(rest, g, stream)
               : launch_depthwise_backward_generic<S, 1, Layout::kNHWC>(rest, g, stream);
 }
 

@@ -10,6 +10,7 @@ enum class DepthwiseEpilogue : int {
   kGeneral,   // any activation, a residual
   kPlain,     // the activation is a pair of bounds, no residual
   kGradient,  // grad * act'(z) in place of act(z): the gradient of what goes into the activation
+  kSums,      // kGeneral, and the sums of the results over each tile beside them
 };
 
 // grad * act'(z) in place of z.

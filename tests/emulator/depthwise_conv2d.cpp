@@ -12,15 +12,25 @@ PYBIND11_MODULE(emulated_depthwise_conv2d, m) {
   m.def("depthwise_conv2d", [](const std::string& dtype, uintptr_t x, uintptr_t weight, uintptr_t scale,
                                uintptr_t shift, uintptr_t residual, uintptr_t y, std::array<int64_t, 7> sizes,
                                std::array<int64_t, 2> stride, std::array<int64_t, 4> padding,
-                               std::array<int64_t, 2> dilation, bool channels_last, int activation) {
+                               std::array<int64_t, 2> dilation, bool channels_last, int activation, uintptr_t sums) {
     const ConvGeometry g = geometry_of(sizes, stride, padding, dilation, channels_last);
     dispatch_named(dtype, [&](auto tag) {
       using S = typename decltype(tag)::type;
       using A = Accumulator<S>;
       const DepthwiseTensors<S> t = {at<const S>(x),     at<const S>(weight),   at<const A>(scale),
-                                     at<const A>(shift), at<const S>(residual), at<S>(y)};
+                                     at<const A>(shift), at<const S>(residual), at<S>(y),
+                                     nullptr,            at<float>(sums)};
       check(launch_depthwise_conv2d(t, g, Activation(activation), nullptr));
     });
+  });
+  m.def("sum_tiles", [](const std::string& dtype, std::array<int64_t, 7> sizes, std::array<int64_t, 2> stride,
+                        std::array<int64_t, 4> padding, std::array<int64_t, 2> dilation, bool channels_last) {
+    int64_t tiles = 0;
+    dispatch_named(dtype, [&](auto tag) {
+      tiles = depthwise_sum_tiles(DepthwiseTensors<typename decltype(tag)::type>{},
+                                  geometry_of(sizes, stride, padding, dilation, channels_last));
+    });
+    return tiles;
   });
   m.def("naive_depthwise",
         [](uintptr_t x, uintptr_t weight, uintptr_t y, int N, int C, int H, int W, int stride, bool along_w) {

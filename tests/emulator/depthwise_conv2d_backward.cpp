@@ -44,7 +44,7 @@ PYBIND11_MODULE(emulated_depthwise_conv2d_backward, m) {
                                        at<A>(partials)};
       if constexpr (sizeof(S) <= sizeof(float)) {
         if (tile_only && depthwise_backward_has_tile(t, g))
-          return check(with_gradient_tile<S>(g, [&](auto tile) {
+          return check(with_depthwise_tile<DepthwiseGradientTile, S>(g, [&](auto tile) {
             using T = decltype(tile);
             return launch_depthwise_backward_tile<S, T>(t, plan_depthwise_gradient<T>(g), nullptr);
           }));

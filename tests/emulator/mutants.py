@@ -10,6 +10,7 @@ HARDSWISH, EPILOGUE = "csrc/cuda/hardswish.cuh", "csrc/common/epilogue.h"
 BACKWARD = "csrc/cuda/depthwise_conv2d_backward.cuh"
 BACKWARD_TILE = "csrc/cuda/depthwise_conv2d_backward_tile.cuh"
 BACKWARD_TESTS = ("test_depthwise_backward.py", "test_depthwise_backward_tile.py")
+SUMS_TESTS = ("test_depthwise_sums.py",)
 DEPTHWISE_TESTS = ("test_depthwise_conv2d.py", "test_depthwise_bytes.py")
 
 
@@ -77,4 +78,6 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "backward-tile-before-it-is-used-up": Mutant(
         BACKWARD_TILE, "    __syncthreads();\n  }\n", "  }\n  __syncthreads();\n", BACKWARD_TESTS
     ),
+    "sums-beyond-the-row": Mutant(TILE, "wanted && ow0 + i / 4 < p.Wo", "wanted", SUMS_TESTS),
+    "sums-of-two-images": Mutant(TILE, "last_position = first + p.of_image;", "last_position += 0;", SUMS_TESTS),
 }

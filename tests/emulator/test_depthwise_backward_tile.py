@@ -7,6 +7,7 @@ import torch
 from fastcnn.testing import Case
 from tests.emulator.depthwise import problem
 from tests.emulator.depthwise_backward import WANTED, backward, check, partials, results
+from tests.emulator.test_depthwise_bytes import BLOCKS_IN_FLIGHT, L2_BYTES, SHAPES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = {
@@ -55,7 +56,7 @@ def test_tiles_in_three_orders(kernels, kernel, stride, order):
 
 
 @pytest.mark.parametrize(
-    "padding", [(0, 0, 0, 0), (0, 1, 0, 1), (1, 0, 1, 0), (3, 0, 2, 5), (9, 9, 9, 9)], ids=lambda p: "-".join(map(str, p))
+    "padding", [(0, 0, 0, 0), (0, 1, 0, 1), (1, 0, 1, 0), (3, 0, 2, 5), (9, 9, 9, 9)], ids=str
 )
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -84,21 +85,12 @@ def test_a_block_of_many_tiles(kernels, stride, order):
     check(kernels, *made_with_grad(tile(3, stride, (2, 3), C=8, N=1030), torch.float16))
 
 
-def shape(N: int, H: int, C: int, stride: int = 1) -> Case:
-    return Case(f"{N}x{H}x{H}x{C}-s{stride}", N, C, H, H, C, stride=(stride, stride), groups=C)
-
-
 def even(size: int, most: int) -> int:
     """The largest part of ``size`` cut into equal ones of at most ``most``."""
     return -(-size // -(-size // most))
 
 
-# as in test_depthwise_bytes.py
-@pytest.mark.parametrize(
-    "case",
-    [shape(1, 112, 32), shape(1, 112, 96, 2), shape(2, 56, 144), shape(2, 28, 192), shape(2, 14, 384), shape(2, 7, 960)],
-    ids=lambda case: case.name,
-)
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
 def test_bytes(kernels, case, record_property):
     made, grad = made_with_grad(case, torch.float16)
     wanted = ("x", "weight")
@@ -107,7 +99,7 @@ def test_bytes(kernels, case, record_property):
     rest = {"weight": made.weight, "grad_weight": found["weight"], "partials": found["partials"]}
     kernels.start_traffic([(name, t.data_ptr(), t.nbytes) for name, t in (tensors | rest).items()])
     backward(kernels, made, grad, wanted, prepare=lambda _: found, tile_only=True)
-    traffic = kernels.stop_traffic(512 << 10, 528)
+    traffic = kernels.stop_traffic(L2_BYTES, BLOCKS_IN_FLIGHT)
     requested = {name: traffic["buffers"][name]["requested"] / t.nbytes for name, t in tensors.items()}
     efficiency = {name: traffic["buffers"][name]["efficiency"] for name in tensors}
     total = sum(t.nbytes for t in tensors.values())
