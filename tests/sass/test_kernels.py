@@ -11,7 +11,7 @@ OPS = sorted(path.stem for path in gate.HERE.glob("*.cu"))
 LANES = {"float": 4, "half": 8, "bfloat16": 8, "double": 2}
 # At 128 registers 4 blocks of 128 threads fit on a multiprocessor, at 168 three, at 255 two.
 CEILING = {"hardswish_kernel": 64, "depthwise_conv2d_generic_forward_kernel": 96}
-CEILING |= {f"depthwise_conv2d_backward_{of}_kernel": most for of, most in (("input", 96), ("weight", 128))}
+CEILING |= {f"depthwise_conv2d_backward_{of}_kernel": most for of, most in (("input", 128), ("weight", 128))}
 # template arguments of a kernel that has a vector path: how many elements a thread moves at once
 VECTOR = {"hardswish_kernel": 0, "depthwise_conv2d_generic_forward_kernel": 0, "depthwise_conv2d_forward_kernel": None}
 VECTOR |= {f"depthwise_conv2d_backward_{of}_kernel": at for of, at in (("input", 0), ("weight", 0), ("tile", None))}
