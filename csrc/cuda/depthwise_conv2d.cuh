@@ -15,7 +15,7 @@ constexpr int kDepthwiseGenericThreads = 256;
 
 // Any kernel size, stride, dilation, padding and multiplier: a thread computes one output pixel of kLanes channels
 // (NHWC without a multiplier) or of one. Neighbouring threads have neighbouring channels (NHWC) or columns (NCHW).
-template <typename S, int kLanes, Layout kLayout>
+template <typename S, int kLanes, Layout kLayout, bool kGradient>
 __global__ void __launch_bounds__(kDepthwiseGenericThreads)
     depthwise_conv2d_generic_forward_kernel(DepthwiseTensors<S> t, ConvGeometry g, Activation activation) {
   static_assert(kLanes == 1 || kLayout == Layout::kNHWC, "vectors run along channels");
@@ -59,17 +59,23 @@ __global__ void __launch_bounds__(kDepthwiseGenericThreads)
       if (t.shift != nullptr) widen(load<1>(t.shift + o + e, true), shift);
       sum[e] = sum[e] * scale[0] + shift[0] + residual[e];
     }
-    activate(activation, sum);
+    if constexpr (kGradient) {
+      A grad[kLanes];
+      widen(load<kLanes>(t.grad + i * kLanes, true), grad);
+      through_activation(activation, grad, sum);
+    } else {
+      activate(activation, sum);
+    }
     store(t.y + i * kLanes, narrow<S>(sum), true);
   }
 }
 
-template <typename S, int kLanes, Layout kLayout>
+template <typename S, int kLanes, Layout kLayout, bool kGradient>
 cudaError_t launch_depthwise_generic(const DepthwiseTensors<S>& t, const ConvGeometry& g, Activation activation,
                                      cudaStream_t stream) {
   constexpr int64_t kMostBlocks = int64_t(1) << 30;  // the kernel goes round for the rest
   const int64_t blocks = ceil_div(g.N * g.Ho * g.Wo * g.O / kLanes, kDepthwiseGenericThreads);
-  return launch(&depthwise_conv2d_generic_forward_kernel<S, kLanes, kLayout>,
+  return launch(&depthwise_conv2d_generic_forward_kernel<S, kLanes, kLayout, kGradient>,
                 dim3(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks)), dim3(kDepthwiseGenericThreads), 0, stream,
                 t, g, activation);
 }
@@ -90,24 +96,50 @@ template <typename T> DepthwisePlan plan_depthwise(const ConvGeometry& g, Activa
   p.strips = int(ceil_div(p.Wo, T::kStrip));
   p.rows = int(ceil_div(p.Ho, ceil_div(p.Ho, rows)));
   p.row_tiles = int(ceil_div(p.Ho, p.rows));
-  p.positions = unsigned(g.N * p.row_tiles * p.strips);
+  p.of_image = unsigned(p.row_tiles * p.strips), p.positions = unsigned(g.N * p.of_image);
+  p.tiles = unsigned(ceil_div(p.of_image, T::kThreads / p.stretch * (p.stretch / p.chunk)));
   p.activation = activation;
   if (has_bounds(activation)) p.bounds = bounds_of(activation);
   return p;
 }
 
-template <typename S, typename T>
-cudaError_t launch_depthwise_tile(const DepthwiseTensors<S>& t, const ConvGeometry& g, Activation activation,
-                                  cudaStream_t stream) {
+template <typename T> DepthwisePlan plan_depthwise(const ConvGeometry& g, Activation activation) {
   constexpr int64_t kThreadsThatFill =
       int64_t(132) * 4 * T::kThreads * 4;  // four waves of the largest device that we know
-  DepthwisePlan p = plan_depthwise<T>(g, activation, T::kRows);
-  if (int64_t(p.positions) * p.groups >= 2 * kThreadsThatFill) p = plan_depthwise<T>(g, activation, 2 * T::kRows);
-  const bool plain = has_bounds(activation) && t.residual == nullptr;
-  const auto kernel =
-      plain ? &depthwise_conv2d_forward_kernel<S, T, true> : &depthwise_conv2d_forward_kernel<S, T, false>;
-  const int64_t blocks = ceil_div(p.positions, T::kThreads / p.stretch * (p.stretch / p.chunk)) * p.chunks;
-  return launch(kernel, dim3(unsigned(blocks)), dim3(T::kThreads), 0, stream, t, p);
+  const DepthwisePlan p = plan_depthwise<T>(g, activation, T::kRows);
+  const bool abound = int64_t(p.positions) * p.groups >= 2 * kThreadsThatFill;
+  return abound ? plan_depthwise<T>(g, activation, 2 * T::kRows) : p;
+}
+
+// f(Tile<S, kernel, stride>{}) for a geometry that has a tile.
+template <template <typename, int, int> class Tile, typename S, typename F>
+auto with_depthwise_tile(const ConvGeometry& g, F&& f) {
+  const bool dense = g.stride_h == 1;
+  if (g.kH == 3) return dense ? f(Tile<S, 3, 1>()) : f(Tile<S, 3, 2>());
+  if (g.kH == 5) return dense ? f(Tile<S, 5, 1>()) : f(Tile<S, 5, 2>());
+  return dense ? f(Tile<S, 7, 1>()) : f(Tile<S, 7, 2>());
+}
+
+template <typename S, typename T, bool kGradient>
+cudaError_t launch_depthwise_tile(const DepthwiseTensors<S>& t, const ConvGeometry& g, Activation activation,
+                                  cudaStream_t stream) {
+  const DepthwisePlan p = plan_depthwise<T>(g, activation);
+  int64_t blocks = ceil_div(p.positions, T::kThreads / p.stretch * (p.stretch / p.chunk)) * p.chunks;
+  const auto run = [&](auto kernel) {
+    return launch(kernel, dim3(unsigned(blocks)), dim3(T::kThreads), 0, stream, t, p);
+  };
+  using E = DepthwiseEpilogue;
+  if constexpr (kGradient) {
+    return run(&depthwise_conv2d_forward_kernel<S, T, E::kGradient>);
+  } else {
+    if (t.sums != nullptr) {
+      blocks = g.N * p.tiles * p.chunks;
+      return run(&depthwise_conv2d_forward_kernel<S, T, E::kSums>);
+    }
+    const bool plain = has_bounds(activation) && t.residual == nullptr;
+    return plain ? run(&depthwise_conv2d_forward_kernel<S, T, E::kPlain>)
+                 : run(&depthwise_conv2d_forward_kernel<S, T, E::kGeneral>);
+  }
 }
 
 // Whether the specialised kernels take it: everything that they count in 32 bits stays far from their limit.
@@ -120,33 +152,40 @@ template <typename S> bool depthwise_has_tile(const DepthwiseTensors<S>& t, cons
                      g.pad_bottom < kLimit && g.pad_right < kLimit && g.Ho * 2 < kLimit && g.Wo * 2 < kLimit &&
                      double(g.N) * double(g.Ho) * double(g.Wo) * double(g.C) < double(kLimit) * 32;
   return known && small && g.C % kVectorLanes<S> == 0 && is_aligned<kVectorBytes>(t.x) &&
-         is_aligned<kVectorBytes>(t.y) && is_aligned<kVectorBytes>(t.weight) && is_aligned<kVectorBytes>(t.residual);
+         is_aligned<kVectorBytes>(t.y) && is_aligned<kVectorBytes>(t.weight) && is_aligned<kVectorBytes>(t.residual) &&
+         is_aligned<kVectorBytes>(t.grad);
+}
+
+// Rows of sums that an image gets where DepthwiseTensors::sums asks for them; 0 where no kernel computes them.
+template <typename S> int64_t depthwise_sum_tiles(const DepthwiseTensors<S>& t, const ConvGeometry& g) {
+  if constexpr (sizeof(S) <= sizeof(float)) {
+    if (depthwise_has_tile(t, g))
+      return with_depthwise_tile<DepthwiseTile, S>(
+          g, [&](auto tile) { return int64_t(plan_depthwise<decltype(tile)>(g, Activation::kIdentity).tiles); });
+  }
+  return 0;
 }
 
 // y[n, o] = act(conv(x[n, o / m], weight[o]) * scale[o] + shift[o] + residual[n, o]), m = O / C. The output has at
-// least one element.
-template <typename S>
+// least one element. kGradient: y is t.grad times act' of the same sum instead.
+template <typename S, bool kGradient = false>
 cudaError_t launch_depthwise_conv2d(const DepthwiseTensors<S>& t, const ConvGeometry& g, Activation activation,
                                     cudaStream_t stream) {
   if constexpr (sizeof(S) <= sizeof(float)) {
     if (depthwise_has_tile(t, g)) {
-      const auto tile = [&](auto kernel, auto stride) {
-        return launch_depthwise_tile<S, DepthwiseTile<S, kernel(), stride()>>(t, g, activation, stream);
-      };
-      using std::integral_constant;
-      const auto of_kernel = [&](auto kernel) {
-        return g.stride_h == 1 ? tile(kernel, integral_constant<int, 1>()) : tile(kernel, integral_constant<int, 2>());
-      };
-      if (g.kH == 3) return of_kernel(integral_constant<int, 3>());
-      if (g.kH == 5) return of_kernel(integral_constant<int, 5>());
-      return of_kernel(integral_constant<int, 7>());
+      return with_depthwise_tile<DepthwiseTile, S>(g, [&](auto tile) {
+        return launch_depthwise_tile<S, decltype(tile), kGradient>(t, g, activation, stream);
+      });
     }
   }
-  if (g.layout == Layout::kNCHW) return launch_depthwise_generic<S, 1, Layout::kNCHW>(t, g, activation, stream);
+  if (t.sums != nullptr) return cudaErrorNotSupported;
+  if (g.layout == Layout::kNCHW)
+    return launch_depthwise_generic<S, 1, Layout::kNCHW, kGradient>(t, g, activation, stream);
   const bool wide = g.O == g.C && g.C % kVectorLanes<S> == 0 && is_aligned<kVectorBytes>(t.x) &&
-                    is_aligned<kVectorBytes>(t.y) && is_aligned<kVectorBytes>(t.residual);
-  return wide ? launch_depthwise_generic<S, kVectorLanes<S>, Layout::kNHWC>(t, g, activation, stream)
-              : launch_depthwise_generic<S, 1, Layout::kNHWC>(t, g, activation, stream);
+                    is_aligned<kVectorBytes>(t.y) && is_aligned<kVectorBytes>(t.residual) &&
+                    is_aligned<kVectorBytes>(t.grad);
+  return wide ? launch_depthwise_generic<S, kVectorLanes<S>, Layout::kNHWC, kGradient>(t, g, activation, stream)
+              : launch_depthwise_generic<S, 1, Layout::kNHWC, kGradient>(t, g, activation, stream);
 }
 
 }  // namespace fastcnn

@@ -10,6 +10,8 @@
 //           a column.
 //   5x5 7x7 a window would take 100 registers and more, so the sums of the kFlight outputs that an input row reaches
 //           are kept (ring); each input row is loaded, widened and forgotten. The first kFlight - 1 turns only fill it.
+// kSums has each block of an image add up its results per channel, before they are rounded, for the squeeze of an SE
+// block: a block then keeps to one image, and where an image has fewer positions than a block, threads are idle.
 // Weights: a block covers `chunk` <= kChunk groups of channels, loads their filters as they lie in memory ([C, 1, k,
 // k], contiguous over the chunk), and keeps them in shared memory as float, tap by tap, scale multiplied in: two
 // conflict-free 16-byte reads a tap serve 8 channels. They are read anew for each row: kept in registers they would
@@ -19,7 +21,7 @@
 #include <type_traits>
 
 #include "../common/shape.h"
-#include "epilogue.cuh"
+#include "depthwise_conv2d_epilogue.cuh"
 #include "vec.cuh"
 
 namespace fastcnn {
@@ -32,6 +34,8 @@ template <typename S> struct DepthwiseTensors {
   const A* shift;     // [O], or null
   const S* residual;  // [N, O, Ho, Wo], or null
   S* y;               // [N, O, Ho, Wo]
+  const S* grad = nullptr;  // [N, O, Ho, Wo], of y: for DepthwiseEpilogue::kGradient only
+  float* sums = nullptr;    // [N, depthwise_sum_tiles(), C], of y over parts of an image: for kSums only, else null
 };
 
 template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
@@ -57,11 +61,17 @@ template <typename S, int kKernel_, int kStride_> struct DepthwiseTile {
   static constexpr int kMinBlocks = kKernel == 3 ? 4 : kKernel == 5 ? 2 : 3;
 #endif
   static constexpr int kMinBlocksGeneral = kKernel == 3 ? 3 : 2;
+  static constexpr int min_blocks(DepthwiseEpilogue epilogue) {
+    return epilogue == DepthwiseEpilogue::kPlain      ? kMinBlocks
+           : epilogue == DepthwiseEpilogue::kGeneral ? kMinBlocksGeneral
+                                                      : 2;
+  }
   static_assert(kLanes * sizeof(S) == kVectorBytes && kLanes % 4 == 0,
                 "one 16-byte access a column, whole quads of weights");
   static_assert((kTaps + 1) * kLanes * kChunk * sizeof(float) <= 28 * 1024,
                 "three blocks on a multiprocessor with 100 KiB");
   static_assert(kThreads % kChunk == 0, "a full chunk leaves no thread idle");
+  static_assert(kThreads <= (kTaps + 1) * kChunk, "the sums of the block's threads fit where its filters were");
 };
 
 struct DepthwisePlan {
@@ -70,6 +80,7 @@ struct DepthwisePlan {
   int stretch;  // threads that are dealt out at a time, in whole chunks: of the block, or of a warp
   int strips, row_tiles, rows;
   unsigned positions;                // N * row_tiles * strips
+  unsigned of_image, tiles;          // positions of an image; blocks that share them where a block keeps to one image
   Bounds bounds;
   Activation activation;
 };
@@ -201,10 +212,11 @@ __device__ __forceinline__ void stage_weights(float4 (&staged)[T::kTaps + 1][T::
   }
 }
 
-// kPlain: the activation is a pair of bounds and there is no residual.
-template <typename S, typename T, bool kPlain>
-__global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinBlocksGeneral)
+template <typename S, typename T, DepthwiseEpilogue kEpilogue>
+__global__ void __launch_bounds__(T::kThreads, T::min_blocks(kEpilogue))
     depthwise_conv2d_forward_kernel(DepthwiseTensors<S> t, DepthwisePlan p) {
+  constexpr bool kPlain = kEpilogue == DepthwiseEpilogue::kPlain;
+  constexpr bool kGradient = kEpilogue == DepthwiseEpilogue::kGradient, kSums = kEpilogue == DepthwiseEpilogue::kSums;
   __shared__ float4 staged[T::kTaps + 1][T::kQuads][T::kChunk];
   const int first_group = int(blockIdx.x % unsigned(p.chunks)) * p.chunk;
   const int groups = min(p.chunk, p.groups - first_group);
@@ -215,34 +227,46 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
   const int stretch = int(threadIdx.x) / p.stretch, thread_of = int(threadIdx.x) - stretch * p.stretch;
   const int own = thread_of / p.chunk, group = thread_of - own * p.chunk;
   const unsigned of_block = unsigned(T::kThreads / p.stretch * of_stretch);
-  const unsigned position = blockIdx.x / unsigned(p.chunks) * of_block + unsigned(stretch * of_stretch + own);
-  if (own >= of_stretch || group >= groups || position >= p.positions) return;
+  const unsigned block = blockIdx.x / unsigned(p.chunks), slot = unsigned(stretch * of_stretch + own);
+  unsigned position = block * of_block + slot, last_position = p.positions;
+  if constexpr (kSums) {
+    const unsigned first = block / p.tiles * p.of_image;
+    position = first + block % p.tiles * of_block + slot, last_position = first + p.of_image;
+  }
+  const bool live = own < of_stretch && group < groups && position < last_position;
+  if (!kSums && !live) return;
   const int strip = int(position % unsigned(p.strips));
   const unsigned rest = position / unsigned(p.strips);
   const int row_tile = int(rest % unsigned(p.row_tiles));
   const int64_t n = rest / unsigned(p.row_tiles);
-  const int oh0 = row_tile * p.rows, rows = min(p.rows, p.Ho - oh0), ow0 = strip * T::kStrip;
+  const int oh0 = row_tile * p.rows, ow0 = strip * T::kStrip;
+  const int own_rows = live ? min(p.rows, p.Ho - oh0) : 0, rows = kSums ? p.rows : own_rows;
   const int c = (first_group + group) * T::kLanes;
 
   // the ring's first kFlight - 1 turns finish nothing
   constexpr int kFirst = T::kWindow ? 0 : 1 - T::kFlight;
   const int ih0 = (oh0 + kFirst) * T::kStride - p.pad_top + (T::kWindow ? 0 : T::kKernel - T::kStride);
   const int iw0 = ow0 * T::kStride - p.pad_left;
-  DepthwiseThread<S, T> thread = {t.x + ((n * p.H + ih0) * p.W + iw0) * p.C + c, &staged[0][0][group], ih0, iw0};
+  DepthwiseThread<S, T> thread = {t.x + ((n * p.H + ih0) * p.W + iw0) * p.C + c, &staged[0][0][group],
+                                  live ? ih0 : p.H, iw0};
   thread.find_columns(p.W);
   int64_t at = ((n * p.Ho + oh0 + kFirst) * p.Wo + ow0) * p.C + c;  // of the row of y that this turn finishes
 
   using Vector = Vec<S, T::kLanes>;
-  Vector residual[T::kStrip], out[T::kStrip];
+  Vector residual[T::kStrip], grad[T::kStrip], out[T::kStrip];
+  const auto load_strip = [&](const S* from, Vector (&strip_of)[T::kStrip], bool wanted) {
+#pragma unroll
+    for (int o = 0; o < T::kStrip; ++o)
+      strip_of[o] = load<T::kLanes>(from + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
+  };
   const auto load_residual = [&](bool wanted) {
     if constexpr (!kPlain) {
-      if (t.residual == nullptr) return;
-#pragma unroll
-      for (int o = 0; o < T::kStrip; ++o)
-        residual[o] = load<T::kLanes>(t.residual + at + unsigned(o) * unsigned(p.C), wanted && ow0 + o < p.Wo);
+      if (t.residual != nullptr) load_strip(t.residual, residual, wanted);
     }
+    if constexpr (kGradient) load_strip(t.grad, grad, wanted);
   };
-  const auto finish = [&](int quad, float (&sum)[T::kStrip * 4]) {
+  [[maybe_unused]] float total[T::kLanes] = {};
+  const auto finish = [&](int quad, float (&sum)[T::kStrip * 4], bool wanted) {
     if constexpr (kPlain) {
 #pragma unroll
       for (int i = 0; i < T::kStrip * 4; ++i) sum[i] = p.bounds(sum[i]);
@@ -256,7 +280,24 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
           for (int e = 0; e < 4; ++e) sum[o * 4 + e] += more[e];
         }
       }
-      activate(p.activation, sum);
+      if constexpr (kGradient) {
+        float factors[T::kStrip * 4];
+#pragma unroll
+        for (int o = 0; o < T::kStrip; ++o) {
+          float four[4];
+          widen(quad_of(grad[o], quad), four);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) factors[o * 4 + e] = four[e];
+        }
+        through_activation(p.activation, factors, sum);
+      } else {
+        activate(p.activation, sum);
+      }
+      if constexpr (kSums) {
+#pragma unroll
+        for (int i = 0; i < T::kStrip * 4; ++i)
+          if (wanted && ow0 + i / 4 < p.Wo) total[quad * 4 + i % 4] += sum[i];
+      }
     }
 #pragma unroll
     for (int o = 0; o < T::kStrip; ++o) {
@@ -279,16 +320,17 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
     for (int row = 0; row < rows; ++row) {
 #pragma unroll
       for (int i = kKept; i < T::kKernel; ++i) thread.load_row(window[i], p, 0);
-      load_residual(true);
+      const bool wanted = !kSums || row < own_rows;
+      load_residual(wanted);
 #pragma unroll
       for (int quad = 0; quad < T::kQuads; ++quad) {
         float sum[T::kStrip * 4];
         thread.start(quad, sum);
 #pragma unroll
         for (int r = 0; r < T::kKernel; ++r) thread.add_row(r, quad, window[r], sum);
-        finish(quad, sum);
+        finish(quad, sum, wanted);
       }
-      store_row(true);
+      store_row(wanted);
 #pragma unroll
       for (int i = 0; i < kKept; ++i)
 #pragma unroll
@@ -303,7 +345,8 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
       for (int quad = 0; quad < T::kQuads; ++quad) thread.start(quad, sums[d][quad]);
 #pragma unroll 1
     for (int row = kFirst; row < rows; ++row) {
-      load_residual(row >= 0);
+      const bool wanted = row >= 0 && (!kSums || row < own_rows);
+      load_residual(wanted);
 #pragma unroll
       for (int i = 0; i < T::kStride; ++i) {
         const int r = T::kKernel - T::kStride + i;  // the filter's row that meets this input row in output row `row`
@@ -316,7 +359,7 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
 #pragma unroll
           for (int j = 0; j < T::kColumns; ++j) widen(quad_of(loaded[j], quad), columns[j]);
           thread.add_widened(r, quad, columns, sums[0][quad]);
-          if (last) finish(quad, sums[0][quad]);
+          if (last) finish(quad, sums[0][quad], wanted);
 #pragma unroll
           for (int d = 1; d < T::kFlight; ++d) {
             const int to = last ? d - 1 : d;  // the finished row makes room: what follows moves up as it is added to
@@ -327,8 +370,28 @@ __global__ void __launch_bounds__(T::kThreads, kPlain ? T::kMinBlocks : T::kMinB
           if (last) thread.start(quad, sums[T::kFlight - 1][quad]);
         }
       }
-      store_row(row >= 0);
+      store_row(wanted);
     }
+  }
+
+  if constexpr (kSums) {
+    __syncthreads();
+    float4* shared = &staged[0][0][0];  // [slot][quad of channels]: the filters have served
+    if (own < of_stretch && group < groups) {
+#pragma unroll
+      for (int quad = 0; quad < T::kQuads; ++quad)
+        shared[(int(slot) * groups + group) * T::kQuads + quad] =
+            make_float4(total[quad * 4], total[quad * 4 + 1], total[quad * 4 + 2], total[quad * 4 + 3]);
+    }
+    __syncthreads();
+    const int quads = groups * T::kQuads, quad = int(threadIdx.x);
+    static_assert(T::kChunk * T::kQuads <= T::kThreads, "a thread for each quad of channels");
+    float all[4] = {};
+    for (unsigned j = 0; j < of_block && quad < quads; ++j) {
+      const float4 v = shared[int(j) * quads + quad];
+      all[0] += v.x, all[1] += v.y, all[2] += v.z, all[3] += v.w;
+    }
+    store(t.sums + int64_t(block) * p.C + first_group * T::kLanes + quad * 4, narrow<float>(all), quad < quads);
   }
 }
 

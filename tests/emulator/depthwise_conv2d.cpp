@@ -2,31 +2,35 @@
 #include "bindings.h"
 
 #include "../../csrc/cuda/depthwise_conv2d.cuh"
+#include "depthwise_geometry.h"
 #include "depthwise_naive.h"
 
 PYBIND11_MODULE(emulated_depthwise_conv2d, m) {
   using namespace fastcnn;
   bind_emulator(m);
-  // sizes: N, C, H, W, O, kH, kW; padding: left, right, top, bottom. An address of 0 is an absent tensor.
+  // An address of 0 is an absent tensor.
   m.def("depthwise_conv2d", [](const std::string& dtype, uintptr_t x, uintptr_t weight, uintptr_t scale,
                                uintptr_t shift, uintptr_t residual, uintptr_t y, std::array<int64_t, 7> sizes,
                                std::array<int64_t, 2> stride, std::array<int64_t, 4> padding,
-                               std::array<int64_t, 2> dilation, bool channels_last, int activation) {
-    ConvGeometry g{};
-    g.N = sizes[0], g.C = sizes[1], g.H = sizes[2], g.W = sizes[3], g.O = sizes[4], g.kH = sizes[5], g.kW = sizes[6],
-    g.groups = g.C;
-    g.stride_h = stride[0], g.stride_w = stride[1], g.dilation_h = dilation[0], g.dilation_w = dilation[1];
-    g.pad_left = padding[0], g.pad_right = padding[1], g.pad_top = padding[2], g.pad_bottom = padding[3];
-    g.Ho = conv_output_size(g.H, g.pad_top, g.pad_bottom, g.kH, g.stride_h, g.dilation_h);
-    g.Wo = conv_output_size(g.W, g.pad_left, g.pad_right, g.kW, g.stride_w, g.dilation_w);
-    g.layout = channels_last ? Layout::kNHWC : Layout::kNCHW;
+                               std::array<int64_t, 2> dilation, bool channels_last, int activation, uintptr_t sums) {
+    const ConvGeometry g = geometry_of(sizes, stride, padding, dilation, channels_last);
     dispatch_named(dtype, [&](auto tag) {
       using S = typename decltype(tag)::type;
       using A = Accumulator<S>;
       const DepthwiseTensors<S> t = {at<const S>(x),     at<const S>(weight),   at<const A>(scale),
-                                     at<const A>(shift), at<const S>(residual), at<S>(y)};
+                                     at<const A>(shift), at<const S>(residual), at<S>(y),
+                                     nullptr,            at<float>(sums)};
       check(launch_depthwise_conv2d(t, g, Activation(activation), nullptr));
     });
+  });
+  m.def("sum_tiles", [](const std::string& dtype, std::array<int64_t, 7> sizes, std::array<int64_t, 2> stride,
+                        std::array<int64_t, 4> padding, std::array<int64_t, 2> dilation, bool channels_last) {
+    int64_t tiles = 0;
+    dispatch_named(dtype, [&](auto tag) {
+      tiles = depthwise_sum_tiles(DepthwiseTensors<typename decltype(tag)::type>{},
+                                  geometry_of(sizes, stride, padding, dilation, channels_last));
+    });
+    return tiles;
   });
   m.def("naive_depthwise",
         [](uintptr_t x, uintptr_t weight, uintptr_t y, int N, int C, int H, int W, int stride, bool along_w) {

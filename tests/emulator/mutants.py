@@ -10,6 +10,10 @@ ELEMENTWISE, EPILOGUE = "csrc/cuda/activation.cuh", "csrc/common/epilogue.h"
 BATCH_NORM, SUMS = "csrc/cuda/batch_norm_act.cuh", "csrc/cuda/batch_norm_act_sums.cuh"
 NORM_BACKWARD = "csrc/cuda/batch_norm_act_backward.cuh"
 NORM_TESTS, NORM_BACKWARD_TESTS = ("test_batch_norm_act.py",), ("test_batch_norm_act_backward.py",)
+BACKWARD = "csrc/cuda/depthwise_conv2d_backward.cuh"
+BACKWARD_TILE = "csrc/cuda/depthwise_conv2d_backward_tile.cuh"
+BACKWARD_TESTS = ("test_depthwise_backward.py", "test_depthwise_backward_tile.py")
+SUMS_TESTS = ("test_depthwise_sums.py",)
 DEPTHWISE_TESTS = ("test_depthwise_conv2d.py", "test_depthwise_bytes.py")
 
 
@@ -66,7 +70,7 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     ),
     "mean-left-in": Mutant(NORM_BACKWARD, "gz[e] * (value[e] - mean[e])", "gz[e] * value[e]", NORM_BACKWARD_TESTS),
     "border": Mutant(
-        TILE, "row_inside && first_column + j >= 0 && first_column + j < W;", "row_inside && first_column + j >= 0;"
+        TILE, "first_column + j >= 0 && first_column + j < W;", "first_column + j >= 0 && first_column + j <= W;"
     ),
     "halo": Mutant(TILE, "ih >= first_row && ih < p.H", "ih >= first_row && ih <= p.H"),
     "tail-channel": Mutant(TILE, "group >= groups || ", ""),
@@ -91,4 +95,22 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "a-row-at-a-time": Mutant(
         TILE, "kRows = kKernel == 3 ? 7", "kRows = kKernel == 3 ? 1", ("test_depthwise_bytes.py",)
     ),
+    "gradient-of-the-wrong-quad": Mutant(TILE, "quad_of(grad[o], quad)", "quad_of(grad[o], 0)", BACKWARD_TESTS),
+    "backward-divides-by-stride": Mutant(BACKWARD, "oh * g.stride_h == up && ", "", BACKWARD_TESTS),
+    "backward-walk-into-the-next-image": Mutant(BACKWARD, "if (oh >= g.Ho) oh -= g.Ho, ++n;", "", BACKWARD_TESTS),
+    "backward-last-slice": Mutant(
+        BACKWARD, "inside && base + down < slices", "inside && base + down + 1 < slices", BACKWARD_TESTS
+    ),
+    "backward-filter-not-turned": Mutant(
+        BACKWARD_TILE, "weights[r * T::kKernel + q]", "weights[T::kTaps - 1 - r * T::kKernel - q]", BACKWARD_TESTS
+    ),
+    "backward-halo": Mutant(BACKWARD_TILE, "p.Wo, row0 - kMore", "p.Wo, row0 - kMore + 1", BACKWARD_TESTS),
+    "backward-rows-of-the-next-tile": Mutant(
+        BACKWARD_TILE, "i < p.rows * strips;", "i < T::kRows * strips;", BACKWARD_TESTS
+    ),
+    "backward-tile-before-it-is-used-up": Mutant(
+        BACKWARD_TILE, "    __syncthreads();\n  }\n", "  }\n  __syncthreads();\n", BACKWARD_TESTS
+    ),
+    "sums-beyond-the-row": Mutant(TILE, "wanted && ow0 + i / 4 < p.Wo", "wanted", SUMS_TESTS),
+    "sums-of-two-images": Mutant(TILE, "last_position = first + p.of_image;", "last_position += 0;", SUMS_TESTS),
 }

@@ -107,8 +107,9 @@ def test_misaligned_tensors_take_the_scalar_path(kernels, which):
 
 @pytest.mark.parametrize("kernel", [3, 5, 4])
 @pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
-def test_nothing_outside_is_read_or_written(kernels, kernel, channels_last):
-    made = problem(tile(kernel, 1), torch.float32, channels_last, parts="shift residual")
+@pytest.mark.parametrize(("size", "C"), [("odd", 40), ("tall", 132)])  # with rows and channels over in the last block
+def test_nothing_outside_is_read_or_written(kernels, kernel, channels_last, size, C):
+    made = problem(tile(kernel, 1, size, C), torch.float32, channels_last, parts="shift residual")
     guarded = {name: Guarded(getattr(made, name)) for name in ("x", "weight", "residual")}
     made = made._replace(**{name: guard.x for name, guard in guarded.items()})
     exact, magnitude = made.exact()

@@ -25,15 +25,17 @@ def survives(mutant, folder, environment) -> str | None:
         "FASTCNN_EMULATOR_FOLDER": str(folder / "built"),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
+    shown = ["--capture=no"] if mutant.sanitize else []  # the report of a process that it ends
     tests = [str(build.ROOT / "tests/emulator" / name) for name in mutant.tests]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not long", *tests],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not long", *shown, *tests],
         cwd=build.ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert "does not compile" not in done.stdout, done.stdout[-3000:]
     if mutant.sanitize:
         return None if "ERROR: AddressSanitizer" in done.stderr or "runtime error" in done.stderr else done.stdout
-    return None if done.returncode == 1 and "1 failed" in done.stdout else done.stdout + done.stderr
+    crashed = done.returncode < 0  # a write out of bounds, or an address that wrapped round
+    return None if crashed or (done.returncode == 1 and "1 failed" in done.stdout) else done.stdout + done.stderr
 
 
 def check(name, mutant, tmp_path, request):

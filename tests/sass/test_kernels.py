@@ -14,12 +14,16 @@ CEILING = {"activation_kernel": 64, "depthwise_conv2d_generic_forward_kernel": 9
 # blocks of 256: three fit at 80, four at 64
 CEILING |= {"batch_norm_act_forward_kernel": 80, "batch_norm_act_statistics_kernel": 64}
 CEILING |= {"batch_norm_act_backward_sums_kernel": 128, "batch_norm_act_backward_input_kernel": 128}
+CEILING |= {f"depthwise_conv2d_backward_{of}_kernel": most for of, most in (("input", 128), ("weight", 128))}
 # template arguments of a kernel that has a vector path: how many elements a thread moves at once
 VECTOR = {"activation_kernel": 0, "depthwise_conv2d_generic_forward_kernel": 0, "depthwise_conv2d_forward_kernel": None}
 VECTOR |= {"batch_norm_act_forward_kernel": 0, "batch_norm_act_statistics_kernel": 0}
 VECTOR |= {"batch_norm_act_backward_sums_kernel": 0, "batch_norm_act_backward_input_kernel": 0}
+VECTOR |= {f"depthwise_conv2d_backward_{of}_kernel": at for of, at in (("input", 0), ("weight", 0), ("tile", None))}
 # a value a channel: nothing there is long enough for vectors
 SCALAR = {"batch_norm_act_fold_kernel", "batch_norm_act_merge_kernel", "batch_norm_act_backward_merge_kernel"}
+# over a few sums
+SCALAR |= {"depthwise_conv2d_backward_reduce_kernel"}
 
 
 def test_every_op_with_an_entry_is_looked_at():
