@@ -30,4 +30,14 @@ inline void check_launch(const char* op, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
+inline void check_beside(const char* op, const Tensor& tensor, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "fastcnn: ", op, ": ", name,
+                  " must be on the device of x");
+}
+
+inline void check_like(const char* op, const Tensor& tensor, const Tensor& x, const char* name) {
+  check_beside(op, tensor, x, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "fastcnn: ", op, ": ", name, " must have the dtype of x");
+}
+
 }  // namespace fastcnn

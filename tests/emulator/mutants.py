@@ -59,3 +59,13 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
         TILE, "kRows = kKernel == 3 ? 7", "kRows = kKernel == 3 ? 1", ("test_depthwise_bytes.py",)
     ),
 }
+SHUFFLE, SHUFFLE_TESTS = "csrc/cuda/channel_shuffle.cuh", ("test_channel_shuffle.py",)
+MUTANTS_AT_LENGTH |= {
+    "shuffle-mask": Mutant(SHUFFLE, "_sync(0xffffffffu, odd", "_sync(0x7fffffffu, odd", SHUFFLE_TESTS),
+    "no-exchange": Mutant(SHUFFLE, "(kWide) exchange_with", "(false) exchange_with", SHUFFLE_TESTS),
+    "shuffle-barrier": Mutant(SHUFFLE, "  __syncthreads();\n", "", SHUFFLE_TESTS),
+    "slice-stride-of-x2": Mutant(SHUFFLE, "pixel * t.stride2 + c", "pixel * t.stride1 + c", SHUFFLE_TESTS),
+    "misaligned-slice": Mutant(SHUFFLE, "t.stride1 * kSize, t.stride2 * kSize, half", "half", SHUFFLE_TESTS),
+    "shuffle-offset-of-32-bits": Mutant(SHUFFLE, "t.x1 + n * t.stride1;", "t.x1 + int(n * t.stride1);", SHUFFLE_TESTS),
+    "staged-wrap": Mutant(SHUFFLE, "if (++i == depth) i = 0, from += C - depth;", "++i;", SHUFFLE_TESTS),
+}
