@@ -6,12 +6,12 @@
 // are split into `tiles` by shape alone, a tile's sum goes to [N, tiles, C] in the accumulator's type, and a second
 // launch, of the NHWC kernel over those, adds the tiles up. One tile, 7x7 for one, is one launch.
 //   NHWC  A thread owns a vector of kLanes channels (16 bytes), `chunk` of them lie side by side in a block, and `rows`
-//         pixels; it takes each rows-th pixel of its tile, kRun loads under way. The rows are added up in shared
+//         pixels; it takes each rows-th pixel of its tile, kPoolRun loads under way. The rows are added up in shared
 //         memory, by halves: kLanes accumulators a thread, 8 KiB.
 //   NCHW  8 to 32 threads own a part of a plane, which may begin anywhere: elements up to the first 16-byte boundary,
 //         vectors, the elements left over. They are added up by shuffles.
-// No sum runs over more than kRun values before it is added to the next one, so that the error hardly grows with the
-// number of pixels. Backward in NCHW goes over y in order: a vector that a plane's end cuts takes from two planes.
+// No sum runs over more than kPoolRun values before it is added to the next one: the error hardly grows with the number
+// of pixels. Backward in NCHW goes over y in order: a vector that a plane's end cuts takes from two planes.
 #pragma once
 
 #include "../common/shape.h"
@@ -20,6 +20,7 @@
 namespace fastcnn {
 
 constexpr int kPoolThreads = 256;
+constexpr int kPoolRun = 4;  // loads under way; at 8 ptxas 13.0 spills for sm_90
 
 struct PlanePlan {
   Layout layout;
@@ -76,21 +77,21 @@ struct PixelThread {
   }
 };
 
-// The vectors that x, or the product of x and other, is read in: of thread `first` among `step`, kRun at a time.
-template <int kRun, bool kProduct, int kLanes, typename S, typename Reads, typename At>
+// Adds up vectors of x, or of x * other: the turns that `reads` names, from the offsets that `at` does.
+template <bool kProduct, int kLanes, typename S, typename Reads, typename At>
 __device__ __forceinline__ void add_vectors(const S* x, const S* other, int turns, Accumulator<S> (&total)[kLanes],
                                             Reads reads, At at) {
 #pragma unroll 1
-  for (int turn = 0; turn < turns; turn += kRun) {
-    Vec<S, kLanes> v[kRun], w[kRun];
+  for (int turn = 0; turn < turns; turn += kPoolRun) {
+    Vec<S, kLanes> v[kPoolRun], w[kPoolRun];
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) {
+    for (int k = 0; k < kPoolRun; ++k) {
       v[k] = load<kLanes>(x + at(turn + k), reads(turn + k));
       if constexpr (kProduct) w[k] = load<kLanes>(other + at(turn + k), reads(turn + k));
     }
     Accumulator<S> sum[kLanes] = {};
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) {
+    for (int k = 0; k < kPoolRun; ++k) {
       Accumulator<S> a[kLanes], b[kLanes];
       widen(v[k], a);
       if constexpr (kProduct) widen(w[k], b);
@@ -106,11 +107,10 @@ __device__ __forceinline__ void add_vectors(const S* x, const S* other, int turn
 template <typename S, typename Out, int kLanes, bool kProduct>
 __global__ void __launch_bounds__(kPoolThreads)
     global_avg_pool_pixels_kernel(const S* x, const S* other, Out* out, PlanePlan p, Accumulator<S> share) {
-  constexpr int kRun = kProduct ? 4 : 8;
   __shared__ Accumulator<S> partial[kLanes][kPoolThreads];
   const PixelThread t(p, kLanes);
   Accumulator<S> total[kLanes] = {};
-  add_vectors<kRun, kProduct>(
+  add_vectors<kProduct>(
       x, other, p.turns, total, [&](int turn) { return t.reads(p, turn); }, [&](int turn) { return t.at(p, turn); });
 #pragma unroll
   for (int e = 0; e < kLanes; ++e) partial[e][threadIdx.x] = total[e];
@@ -132,7 +132,6 @@ __global__ void __launch_bounds__(kPoolThreads)
 template <typename S, typename Out, int kLanes, bool kProduct>
 __global__ void __launch_bounds__(kPoolThreads)
     global_avg_pool_planes_kernel(const S* x, const S* other, Out* out, PlanePlan p, Accumulator<S> share) {
-  constexpr int kRun = 4;
   const int lane = int(threadIdx.x) % p.width;
   const int64_t task = (int64_t(blockIdx.x) * kPoolThreads + threadIdx.x) / p.width;
   const int64_t plane = task / p.tiles, tile = task - plane * p.tiles, n = plane / p.C;
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kPoolThreads)
     add_edge(lane, lane < head);
     add_edge(head + vectors * kLanes + lane, head + vectors * kLanes + lane < count);
   }
-  add_vectors<kRun, kProduct>(
+  add_vectors<kProduct>(
       x, other, p.trips, total, [&](int trip) { return lane + trip * p.width < vectors; },
       [&](int trip) { return head + (lane + trip * p.width) * kLanes; });
   Accumulator<S> sum[1] = {};
@@ -283,7 +282,8 @@ cudaError_t launch_global_avg_pool(const PlanePlan& p, const S* x, Accumulator<S
   const cudaError_t error = launch_plane_sums<S, A, false>(p, x, nullptr, partial, A(1), stream);
   if (error != cudaSuccess) return error;
   const PlanePlan second = plan_pixels(p.N, p.C, p.tiles, false, 1, p.tiles, 1);
-  return launch_plane_sums<A, S, false>(second, partial, nullptr, y, share, stream);
+  return launch(&global_avg_pool_pixels_kernel<A, S, 1, false>, plan_grid(second), dim3(kPoolThreads), 0, stream,
+                partial, nullptr, y, second, share);
 }
 
 // grad_x = grad[n, c] / HW

@@ -69,3 +69,12 @@ MUTANTS_AT_LENGTH |= {
     "shuffle-offset-of-32-bits": Mutant(SHUFFLE, "t.x1 + n * t.stride1;", "t.x1 + int(n * t.stride1);", SHUFFLE_TESTS),
     "staged-wrap": Mutant(SHUFFLE, "if (++i == depth) i = 0, from += C - depth;", "++i;", SHUFFLE_TESTS),
 }
+POOL, POOL_TESTS = "csrc/cuda/global_avg_pool.cuh", ("test_global_avg_pool.py",)
+MUTANTS_AT_LENGTH |= {
+    "edge-of-a-plane": Mutant(POOL, "    add_edge(lane, lane < head);\n", "", POOL_TESTS),
+    "pool-barrier": Mutant(POOL, "    __syncthreads();\n", "", POOL_TESTS),
+    "shuffles-stop-early": Mutant(POOL, "step > 0; step /= 2", "step > 1; step /= 2", POOL_TESTS),
+    "cut-between-planes": Mutant(POOL, "(e < t.cut ? pair[0] : pair[1])", "pair[0]", POOL_TESTS),
+    "odd-number-of-rows": Mutant(POOL, "const int half = (active + 1) / 2", "const int half = active / 2", POOL_TESTS),
+    "tile-of-the-first-image": Mutant(POOL, "(t.n * p.tiles + t.tile) * p.C", "t.tile * p.C", POOL_TESTS),
+}

@@ -189,12 +189,13 @@ def test_offsets_beyond_32_bits(kernels, groups, layout):
     """Channel slices of tensors of 2^31 elements and more, never touched and so never in memory beside the slice."""
     C, pixels, far = 12, 5, 2**31 + 64
     stride = far // 4
-    storage = torch.frombuffer(mmap.mmap(-1, 2 * (far + 4096)), dtype=torch.int16)
+    # as much before it, where an offset that has wrapped around would point
+    storage = torch.frombuffer(mmap.mmap(-1, 2 * (2 * far + 4096)), dtype=torch.int16)
     if layout == "channels_last":
-        x = storage.as_strided((1, C, 1, pixels), (pixels * stride, 1, pixels * stride, stride))
+        x = storage.as_strided((1, C, 1, pixels), (pixels * stride, 1, pixels * stride, stride), far)
     else:
-        x = storage.as_strided((5, C, 1, 4), (stride, 4, 4, 1))
-    assert x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride())) > far
+        x = storage.as_strided((pixels, C, 1, 4), (stride, 4, 4, 1), far)
+    assert sum((n - 1) * s for n, s in zip(x.shape, x.stride())) > 2**31
     x.copy_(bits(2, *x.shape))
     assert torch.equal(run(kernels, x, groups, layout), shuffled(x, groups))
     assert torch.equal(run(kernels, x, 2, layout, x), shuffled(torch.cat((x, x), 1), 2))

@@ -147,20 +147,30 @@ def counted(kernels, tensors: dict[str, torch.Tensor], call) -> tuple[dict[str, 
 
 @layouts
 @pytest.mark.parametrize("shape", [(1, 480, 14, 14), (2, 32, 56, 56), (2, 960, 7, 7), (4, 64, 16, 16)], ids=str)
-def test_bytes(kernels, shape, layout):
-    x = placed(filled(shape, torch.float16, layout))
-    y, grad = placed(torch.zeros(*shape[:2], 1, 1).half()), placed(torch.ones(*shape[:2], 1, 1).half())
-    partial = placed(torch.zeros(32 * y.numel()))
-    tensors = {"x": x, "y": y, "partial": partial}
-    figures, left_l1, _ = counted(kernels, tensors, lambda: forward(kernels, x, layout, y, partial))
-    share = sum(t.nbytes for t in tensors.values()) / x.nbytes
-    assert figures["x"][0] == 1.0 and figures["y"][0] == 1.0
-    # a plane of 49 or 196 begins within a sector: its edges are requests of their own
+def test_bytes_of_the_sums(kernels, shape, layout):
+    """The first stage, beside which the second is small: a launch at a time is counted."""
+    x, partial = placed(filled(shape, torch.float16, layout)), placed(torch.zeros(shape[0], 32, shape[1]))
+    found = []
+
+    def call() -> None:
+        found.append(kernels.plane_sums("torch.float16", x.data_ptr(), partial.data_ptr(), *arguments(x, layout)))
+
+    figures, left_l1, dram = counted(kernels, {"x": x, "partial": partial}, call)
+    written = 4 * shape[0] * found[0] * shape[1]
+    assert figures["x"][0] == 1.0 and figures["partial"][0] * partial.nbytes == written <= x.nbytes / 16
+    scale = (x.nbytes + partial.nbytes) / (x.nbytes + written)
+    # where a plane begins within a sector, its edges are requests of their own
     odd = layout == "nchw" and shape[2] * shape[3] % 16 != 0
-    assert figures["x"][1] >= (0.55 if odd else 1.0) and left_l1 * share <= (1.25 if odd else 1.06), (figures, left_l1)
-    figures, left_l1, dram = counted(
-        kernels, {"grad": grad, "grad_x": x}, lambda: backward(kernels, grad, x, layout, x)
-    )
-    assert figures["grad_x"] == (1.0, 1.0) and dram <= 1.001
-    # NHWC: once for four pixels; NCHW: an element or two for each 16 bytes, of few sectors
-    assert figures["grad"][0] <= (shape[2] * shape[3] / 4 + 1) and left_l1 <= 1.26
+    assert figures["x"][1] >= (0.55 if odd else 1.0), figures
+    assert left_l1 * scale <= (1.09 if odd else 1.0) and dram * scale <= 1.01, (left_l1 * scale, dram * scale)
+
+
+@layouts
+@pytest.mark.parametrize("shape", [(1, 480, 14, 14), (2, 960, 7, 7), (4, 64, 16, 16)], ids=str)
+def test_bytes_of_the_gradient(kernels, shape, layout):
+    grad_x, grad = placed(filled(shape, torch.float16, layout)), placed(torch.ones(*shape[:2], 1, 1).half())
+    tensors = {"grad": grad, "grad_x": grad_x}
+    figures, left_l1, dram = counted(kernels, tensors, lambda: backward(kernels, grad, grad_x, layout, grad_x))
+    assert figures["grad_x"] == (1.0, 1.0) and dram <= 1.005
+    # NHWC: once for three or four pixels; NCHW: an element or two for each 16 bytes, most from L1
+    assert figures["grad"][0] <= shape[2] * shape[3] / 3 and left_l1 <= 1.13, (figures, left_l1)
