@@ -78,3 +78,13 @@ MUTANTS_AT_LENGTH |= {
     "odd-number-of-rows": Mutant(POOL, "const int half = (active + 1) / 2", "const int half = active / 2", POOL_TESTS),
     "tile-of-the-first-image": Mutant(POOL, "(t.n * p.tiles + t.tile) * p.C", "t.tile * p.C", POOL_TESTS),
 }
+SE, SE_TESTS = "csrc/cuda/se_scale.cuh", ("test_se_scale.py",)
+MUTANTS_AT_LENGTH |= {
+    "se-barrier": Mutant(SE, "= sum;\n    __syncthreads();\n", "= sum;\n", SE_TESTS),
+    "sums-of-one-tile": Mutant(SE, "tile < sums.tiles", "tile < 1", SE_TESTS),
+    "a-part-too-short": Mutant(SE, "(s.C + parts - 1) / parts", "s.C / parts", SE_TESTS),
+    "wrong-gate-gradient": Mutant(SE, "slope(s.gate, z2)", "slope(s.activation, z2)", SE_TESTS),
+    "gradient-without-the-mean": Mutant(SE, "c, grad * share, leads);", "c, grad, leads);", SE_TESTS),
+    "bias-of-one-image": Mutant(SE, "left * right : left;", "left * right : left * (n == 0);", SE_TESTS),
+    "scale-of-the-first-image": Mutant(SE, "load_lanes(scale + t.n * p.C + t.c", "load_lanes(scale + t.c", SE_TESTS),
+}

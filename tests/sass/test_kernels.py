@@ -13,14 +13,19 @@ LANES = {"float": 4, "half": 8, "bfloat16": 8, "double": 2}
 CEILING = {"hardswish_kernel": 64, "depthwise_conv2d_generic_forward_kernel": 96}
 CEILING |= {f"channel_shuffle_{name}_kernel": 64 for name in ("pairs", "planes", "staged", "gather")}
 CEILING |= {f"global_avg_pool_{name}_kernel": 64 for name in ("pixels", "planes", "backward_pixels", "backward_planes")}
+CEILING |= {f"se_scale_{name}_kernel": 64 for name in ("pixels", "planes", "weights_backward")}
+CEILING |= {"se_scale_gate_kernel": 128, "se_scale_gate_backward_kernel": 128}
 # template arguments of a kernel that has a vector path: how many elements a thread moves at once
 VECTOR = {"hardswish_kernel": 0, "depthwise_conv2d_generic_forward_kernel": 0, "depthwise_conv2d_forward_kernel": None}
 VECTOR |= {"channel_shuffle_pairs_kernel": 0, "channel_shuffle_planes_kernel": 0, "channel_shuffle_staged_kernel": None}
 VECTOR |= {f"global_avg_pool_{name}_kernel": 0 for name in ("pixels", "planes", "backward_pixels", "backward_planes")}
 # sums that are stored one by one, and gradients that are loaded so
 NARROW_STORES, NARROW_LOADS = {"global_avg_pool_planes_kernel"}, {"global_avg_pool_backward_planes_kernel"}
+VECTOR |= {f"se_scale_{name}_kernel": 0 for name in ("pixels", "planes")}
+VECTOR |= {f"se_scale_{name}_kernel": None for name in ("gate", "gate_backward")}
+NARROW_STORES |= {"se_scale_gate_kernel", "se_scale_gate_backward_kernel"}
 # kernels without a vector path
-SCALAR = {"channel_shuffle_gather_kernel"}
+SCALAR = {"channel_shuffle_gather_kernel", "se_scale_weights_backward_kernel"}
 
 
 def test_every_op_with_an_entry_is_looked_at():
