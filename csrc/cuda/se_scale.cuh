@@ -21,6 +21,7 @@ namespace fastcnn {
 
 constexpr int kGateThreads = 512;
 constexpr int kWeightThreads = 256;
+constexpr int kScaleBlocks = 4;  // of 64 registers a thread: left to itself, ptxas 13.0 spills to make room for a fifth
 
 template <typename W> struct SeLayers {  // W: storage type of weights and biases; all else is Accumulator<W>
   const W *w1, *b1, *w2, *b2;            // [R, C], [R], [C, R], [C]
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kGateThreads)
 
 // From the sums of grad * x: what the gradients are made of. grad_pooled is times share.
 template <typename W>
-__global__ void __launch_bounds__(kGateThreads)
+__global__ void __launch_bounds__(kGateThreads, 1)
     se_scale_gate_backward_kernel(SeLayers<W> s, SeSums<Accumulator<W>> sums, const Accumulator<W>* pooled,
                                   Accumulator<W> share, SeBackward<Accumulator<W>> out) {
   using A = Accumulator<W>;
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(kWeightThreads)
 
 // y = x * scale[n, c] + offset[n, c]; -0 where there is no offset, which leaves each product as it is.
 template <typename S, int kLanes>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kScaleBlocks)
     se_scale_pixels_kernel(const S* x, const Accumulator<S>* scale, const Accumulator<S>* offset, S* y, PlanePlan p) {
   constexpr int kRun = 4;
   using A = Accumulator<S>;

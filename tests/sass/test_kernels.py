@@ -15,6 +15,7 @@ CEILING |= {f"channel_shuffle_{name}_kernel": 64 for name in ("pairs", "planes",
 CEILING |= {f"global_avg_pool_{name}_kernel": 64 for name in ("pixels", "planes", "backward_pixels", "backward_planes")}
 CEILING |= {f"se_scale_{name}_kernel": 64 for name in ("pixels", "planes", "weights_backward")}
 CEILING |= {"se_scale_gate_kernel": 128, "se_scale_gate_backward_kernel": 128}
+CEILING |= {"global_avg_pool_planes_kernel": 80}
 # template arguments of a kernel that has a vector path: how many elements a thread moves at once
 VECTOR = {"hardswish_kernel": 0, "depthwise_conv2d_generic_forward_kernel": 0, "depthwise_conv2d_forward_kernel": None}
 VECTOR |= {"channel_shuffle_pairs_kernel": 0, "channel_shuffle_planes_kernel": 0, "channel_shuffle_staged_kernel": None}
