@@ -157,7 +157,7 @@ __device__ __forceinline__ void each_column(const W* weight, const Accumulator<W
 
 // pooled = share * sums, scale = gate(w2 act(w1 pooled + b1) + b2).
 template <typename W>
-__global__ void __launch_bounds__(kGateThreads)
+__global__ void __launch_bounds__(kGateThreads, 1)
     se_scale_gate_kernel(SeLayers<W> s, SeSums<Accumulator<W>> sums, Accumulator<W> share, Accumulator<W>* pooled,
                          Accumulator<W>* scale, int parts) {
   using A = Accumulator<W>;
