@@ -114,3 +114,32 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "sums-beyond-the-row": Mutant(TILE, "wanted && ow0 + i / 4 < p.Wo", "wanted", SUMS_TESTS),
     "sums-of-two-images": Mutant(TILE, "last_position = first + p.of_image;", "last_position += 0;", SUMS_TESTS),
 }
+SHUFFLE, SHUFFLE_TESTS = "csrc/cuda/channel_shuffle.cuh", ("test_channel_shuffle.py",)
+MUTANTS_AT_LENGTH |= {
+    "shuffle-mask": Mutant(SHUFFLE, "_sync(0xffffffffu, odd", "_sync(0x7fffffffu, odd", SHUFFLE_TESTS),
+    "no-exchange": Mutant(SHUFFLE, "(kWide) exchange_with", "(false) exchange_with", SHUFFLE_TESTS),
+    "shuffle-barrier": Mutant(SHUFFLE, "  __syncthreads();\n", "", SHUFFLE_TESTS),
+    "slice-stride-of-x2": Mutant(SHUFFLE, "pixel * t.stride2 + c", "pixel * t.stride1 + c", SHUFFLE_TESTS),
+    "misaligned-slice": Mutant(SHUFFLE, "t.stride1 * kSize, t.stride2 * kSize, half", "half", SHUFFLE_TESTS),
+    "shuffle-offset-of-32-bits": Mutant(SHUFFLE, "t.x1 + n * t.stride1;", "t.x1 + int(n * t.stride1);", SHUFFLE_TESTS),
+    "staged-wrap": Mutant(SHUFFLE, "if (++i == depth) i = 0, from += C - depth;", "++i;", SHUFFLE_TESTS),
+}
+POOL, POOL_TESTS = "csrc/cuda/global_avg_pool.cuh", ("test_global_avg_pool.py",)
+MUTANTS_AT_LENGTH |= {
+    "edge-of-a-plane": Mutant(POOL, "    add_edge(lane, lane < head);\n", "", POOL_TESTS),
+    "pool-barrier": Mutant(POOL, "    __syncthreads();\n", "", POOL_TESTS),
+    "shuffles-stop-early": Mutant(POOL, "step > 0; step /= 2", "step > 1; step /= 2", POOL_TESTS),
+    "cut-between-planes": Mutant(POOL, "(e < t.cut ? pair[0] : pair[1])", "pair[0]", POOL_TESTS),
+    "odd-number-of-rows": Mutant(POOL, "const int half = (active + 1) / 2", "const int half = active / 2", POOL_TESTS),
+    "tile-of-the-first-image": Mutant(POOL, "(t.n * p.tiles + t.tile) * p.C", "t.tile * p.C", POOL_TESTS),
+}
+SE, SE_TESTS = "csrc/cuda/se_scale.cuh", ("test_se_scale.py",)
+MUTANTS_AT_LENGTH |= {
+    "se-barrier": Mutant(SE, "= sum;\n    __syncthreads();\n", "= sum;\n", SE_TESTS),
+    "sums-of-one-tile": Mutant(SE, "tile < sums.tiles", "tile < 1", SE_TESTS),
+    "a-part-too-short": Mutant(SE, "(s.C + parts - 1) / parts", "s.C / parts", SE_TESTS),
+    "wrong-gate-gradient": Mutant(SE, "slope(s.gate, z2)", "slope(s.activation, z2)", SE_TESTS),
+    "gradient-without-the-mean": Mutant(SE, "c, grad * share, leads);", "c, grad, leads);", SE_TESTS),
+    "bias-of-one-image": Mutant(SE, "left * right : left;", "left * right : left * (n == 0);", SE_TESTS),
+    "scale-of-the-first-image": Mutant(SE, "load_lanes(scale + t.n * p.C + t.c", "load_lanes(scale + t.c", SE_TESTS),
+}
