@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import re
@@ -88,8 +89,13 @@ def _identity(mangled: str) -> tuple[str, str, tuple[int, ...]]:
 
 def compile_kernels(source: str, arch: int, folder: Path) -> list[Kernel]:
     cubin = folder / f"{source}_{arch}.cubin"
-    command = [tool("nvcc"), "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-o", str(cubin), str(HERE / f"{source}.cu")]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    with open(cubin.with_suffix(".lock"), "w") as lock:  # of several workers, one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not cubin.is_file():
+            fresh = cubin.with_suffix(".fresh")
+            command = [tool("nvcc"), "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-o", str(fresh), str(HERE / f"{source}.cu")]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            fresh.replace(cubin)
     usage = dict(re.findall(r"Function (\w+):\s+(REG:.*)", _dump("-res-usage", cubin)))
     kernels = []
     for part in _dump("-sass", cubin).split("Function : ")[1:]:

@@ -31,6 +31,7 @@ CEILING |= {f"depthwise_conv2d_backward_{of}_kernel": 128 for of in ("input", "w
 VECTOR |= {"depthwise_conv2d_generic_forward_kernel": 0, "depthwise_conv2d_forward_kernel": None}
 VECTOR |= {f"depthwise_conv2d_backward_{of}_kernel": at for of, at in (("input", 0), ("weight", 0), ("tile", None))}
 SCALAR |= {"depthwise_conv2d_backward_reduce_kernel"}
+NARROW_STORES |= {"depthwise_conv2d_backward_weight_kernel"}  # a row of sums a block
 
 CEILING |= {f"channel_shuffle_{of}_kernel": 64 for of in ("pairs", "planes", "staged", "gather")}
 VECTOR |= {"channel_shuffle_pairs_kernel": 0, "channel_shuffle_planes_kernel": 0, "channel_shuffle_staged_kernel": None}
