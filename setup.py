@@ -73,7 +73,10 @@ class BuildLibraries(setuptools.Command):
             options["CMAKE_CUDA_COMPILER"] = plan.cuda.nvcc
         if os.environ.get("FASTCNN_CUDA_ARCHS"):
             options["FASTCNN_CUDA_ARCHS"] = os.environ["FASTCNN_CUDA_ARCHS"]
-        if _cached(folder, "CMAKE_HOME_DIRECTORY") != str(ROOT):  # a copied tree: CMake would refuse the cache
+        moved = _cached(folder, "CMAKE_HOME_DIRECTORY") != str(ROOT)  # a copied tree: CMake would refuse the cache
+        # another toolkit: CMake would start anew, without the options given here
+        changed = plan.cuda.nvcc and _cached(folder, "CMAKE_CUDA_COMPILER") not in (None, plan.cuda.nvcc)
+        if moved or changed:
             shutil.rmtree(folder, ignore_errors=True)
         cmake = find_tool("cmake", CMAKE_NEEDED)
         _call([cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *(f"-D{k}={v}" for k, v in options.items())])
