@@ -71,15 +71,15 @@ class BuildLibraries(setuptools.Command):
         }
         if plan.cuda.nvcc:
             options["CMAKE_CUDA_COMPILER"] = plan.cuda.nvcc
-        if os.environ.get("FASTCNN_CUDA_ARCHS"):
-            options["FASTCNN_CUDA_ARCHS"] = os.environ["FASTCNN_CUDA_ARCHS"]
+        asked = os.environ.get("FASTCNN_CUDA_ARCHS")
+        archs = f"-DFASTCNN_CUDA_ARCHS={asked}" if asked else "-UFASTCNN_CUDA_ARCHS"  # not what an earlier build asked for
         moved = _cached(folder, "CMAKE_HOME_DIRECTORY") != str(ROOT)  # a copied tree: CMake would refuse the cache
         # another toolkit: CMake would start anew, without the options given here
         changed = plan.cuda.nvcc and _cached(folder, "CMAKE_CUDA_COMPILER") not in (None, plan.cuda.nvcc)
         if moved or changed:
             shutil.rmtree(folder, ignore_errors=True)
         cmake = find_tool("cmake", CMAKE_NEEDED)
-        _call([cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *(f"-D{k}={v}" for k, v in options.items())])
+        _call([cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), archs, *(f"-D{k}={v}" for k, v in options.items())])
         _call([cmake, "--build", str(folder), "--parallel", str(jobs)])
         for device, built in json.loads((folder / "build_info.json").read_text(encoding="utf-8")).items():
             info[device] = built | {"python": platform.python_version()}

@@ -96,11 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not passed:
         print("bench-gpu: the gate failed, nothing is timed", file=sys.stderr)
         return 1
-    models = args.model or list(MODELS)
-    torch.backends.cudnn.benchmark = True
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
+        run = measure(args.model or list(MODELS), minutes, line, args.out)
+    print(gpu_report.kernel_summary(run.kernels))
+    print(gpu_report.net_table(run.nets))
+    print("written: " + ", ".join(str(path) for path in gpu_report.write(run, args.out)))
+    if run.wrong:
+        print(f"bench-gpu: {len(run.wrong)} results are wrong and not timed", file=sys.stderr)
+    return 1 if run.wrong else 0
+
+
+def measure(models: Sequence[str], minutes: dict[str, float], gate_line: str, out: Path) -> gpu_report.Run:
     clock = CudaClock()
     bandwidth = copy_bandwidth(clock, "cuda")
-    run = gpu_report.Run(machine(bandwidth), line)
+    run = gpu_report.Run(machine(bandwidth), gate_line)
     budget = Budget(60 * minutes["kernels"])
     for i, dtype in enumerate(DTYPES):
         share = budget.share(1 / (len(DTYPES) - i))
@@ -108,17 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows, left_out = kernels.measure(calls, dtype, "cuda", clock, bandwidth, share)
         run.kernels += rows
         run.left_out[f"kernels {str(dtype)[6:]}"] = left_out
-        gpu_report.write(run, args.out)  # what is measured is kept, whatever comes next
+        gpu_report.write(run, out)  # what is measured is kept, whatever comes next
         print(f"kernels {str(dtype)[6:]}: {len(rows)} rows, {left_out} calls left out", flush=True)
     budget = Budget(60 * minutes["networks"])
     run.nets, run.left_out["networks"] = nets.measure(models, "cuda", clock, bandwidth, budget)
-    written = gpu_report.write(run, args.out)
-    print(gpu_report.kernel_summary(run.kernels))
-    print(gpu_report.net_table(run.nets))
-    print("written: " + ", ".join(str(path) for path in written))
-    if run.wrong:
-        print(f"bench-gpu: {len(run.wrong)} results are wrong and not timed", file=sys.stderr)
-    return 1 if run.wrong else 0
+    return run
 
 
 if __name__ == "__main__":
