@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model is compared with: its reference package's model, statistics that hide nothing, the parity rule."""
 
+import importlib
+import operator
 import shlex
 import sys
 from collections.abc import Mapping
@@ -9,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PACKAGES = ("torchvision", "timm", "pytorchcv")
+# package: the module that holds its constructors, and the arguments that keep them from downloading weights
+PACKAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "torchvision": ("torchvision.models", {"weights": None}),
+    "timm": ("timm.models", {"pretrained": False}),
+    "pytorchcv": ("pytorchcv.models", {"pretrained": False}),
+    "pretrainedmodels": ("pretrainedmodels", {"pretrained": None}),
+    "efficientnet_pytorch": ("efficientnet_pytorch", {}),
+    "efficientnet_lite_pytorch": ("efficientnet_lite_pytorch", {}),
+}
 
 
 class WrongOutput(AssertionError):
@@ -29,7 +39,8 @@ def pip_command(*requirements: str, no_deps: bool = False) -> str:
 def reference_model(reference: str, **kwargs: Any) -> nn.Module:
     """The model that ``reference`` names, "package:name" as in metadata.json, in eval mode; nothing is downloaded.
 
-    Its random weights are those of seed 0. ``kwargs`` are its constructor's, ``reference_kwargs`` of the metadata.
+    A dotted name ("torchvision:densenet.DenseNet") is a module and what to call in it. The random weights are those of
+    seed 0. ``kwargs`` are the constructor's, ``reference_kwargs`` of the metadata.
 
     Raises: MissingReference with the pip command; ValueError for a string of another form.
     """
@@ -47,17 +58,17 @@ def reference_model(reference: str, **kwargs: Any) -> nn.Module:
 
 
 def _build(package: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    if package == "torchvision":
-        from torchvision.models import get_model
+    module, unpretrained = PACKAGES[package]
+    if "." in name:
+        first, _, path = name.partition(".")
+        found = importlib.import_module(module)
+        found = getattr(found, first, None) or importlib.import_module(f"{module}.{first}")
+        return operator.attrgetter(path)(found)(**kwargs)
+    if package == "pytorchcv":
+        from pytorchcv.model_provider import get_model
 
-        return get_model(name, weights=None, **kwargs)
-    if package == "timm":
-        from timm import create_model
-
-        return create_model(name, pretrained=False, **kwargs)
-    from pytorchcv.model_provider import get_model as get_pytorchcv_model
-
-    return get_pytorchcv_model(name, pretrained=False, **kwargs)
+        return get_model(name, **unpretrained, **kwargs)
+    return getattr(importlib.import_module(module), name)(**unpretrained, **kwargs)
 
 
 @torch.no_grad()

@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
+
+# torch.device("meta") as a context knows the constructors it asks about first: the real ones, not those put in below
+_device_constructors()
 
 NO_GPU = "no CUDA device on this machine"
 

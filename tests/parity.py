@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.registry import create_model, metadata
 from fastcnn.models.weights import map_by_position
+from fastcnn.reference import reference_model
 
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 FP32_FLOOR, FP32_FACTOR = 1e-5, 5.0
@@ -24,24 +25,26 @@ FP64_RELATIVE = 1e-9
 
 
 def build_reference(reference: str, **kwargs) -> nn.Module:
-    """The net behind "torchvision:...", "timm:..." or "pytorchcv:...", random weights."""
-    package, name = reference.split(":")
-    if package == "torchvision":
-        return importlib.import_module("torchvision.models").get_model(name, weights=None, **kwargs)
-    if package == "timm":
-        return importlib.import_module("timm").create_model(name, pretrained=False, **kwargs)
-    net = importlib.import_module("pytorchcv.model_provider").get_model(name, **kwargs)
-    net.features.final_pool = nn.AdaptiveAvgPool2d(1)  # 7x7 there: equal at 224, and ours serves the other sizes too
+    """The net behind "package:name", or our own statement of it in plain torch behind "plain:name"; random weights."""
+    package, _, name = reference.partition(":")
+    if package == "plain":
+        return importlib.import_module("tests.models.plain").PLAIN[name](**kwargs)
+    net = reference_model(reference, **kwargs)
+    if package == "pytorchcv" and isinstance(getattr(net.features, "final_pool", None), nn.AvgPool2d):
+        net.features.final_pool = nn.AdaptiveAvgPool2d(1)  # 7x7 there: equal at 224, and ours serves the other sizes too
     return net
 
 
 def randomise(net: nn.Module, x: Tensor) -> None:
     """Random BN and head; running statistics calibrated on ``x``, then moved: no eps or folding mistake can hide."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for module in norms:
         nn.init.uniform_(module.weight, 0.5, 1.5)
         nn.init.normal_(module.bias, 0.0, 0.2)
     for module in net.modules():
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.2)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
             nn.init.normal_(module.bias, 0.0, 0.5)
@@ -59,14 +62,17 @@ def randomise(net: nn.Module, x: Tensor) -> None:
 
 
 def build_pair(
-    name: str, reference: str | None = None, size: tuple[int, int] = (65, 97)
+    name: str, reference: str | None = None, size: tuple[int, int] = (65, 97), **kwargs
 ) -> tuple[nn.Module, nn.Module]:
-    """Our net ``name`` with the reference's weights, and the reference, both in eval mode without dropout."""
+    """Our net ``name`` with the reference's weights, and the reference, both in eval mode without dropout.
+
+    ``reference`` and its ``kwargs`` take the place of the one in metadata.json.
+    """
     torch.manual_seed(0)
     facts = metadata(name)
-    kwargs = {} if reference else facts.get("reference_kwargs", {})
+    kwargs = kwargs if reference else facts.get("reference_kwargs", {})
     theirs = build_reference(reference or facts["reference"], **kwargs)
-    randomise(theirs, torch.randn(4, 3, *size))
+    randomise(theirs, torch.randn(4, facts["input_size"][0], *size))
     ours = create_model(name, weights=theirs.state_dict()).eval()
     for module in (*ours.modules(), *theirs.modules()):
         if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
@@ -135,6 +141,8 @@ def train_errors(ours: nn.Module, theirs: nn.Module, x: Tensor, memory_format: t
         pixels = x.double().contiguous(memory_format=memory_format).requires_grad_()
         with one_thread():
             logits = net(pixels)
+            if isinstance(logits, tuple):  # auxiliary heads
+                logits = torch.cat(list(logits), dim=1)
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             (logits * weights).sum().backward()
         gradients = {key: parameter.grad for key, parameter in net.named_parameters()} | {"input.x": pixels.grad}

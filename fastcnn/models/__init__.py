@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collection: one file per family; importing the package registers them all."""
+"""The collection: one file per family; importing the package imports every file beside this one, which registers it."""
 
-from fastcnn.models import efficientnet, efficientnet_lite, mobilenet_v1, mobilenet_v2, mobilenet_v3, shufflenet_v2
+import importlib
+import pkgutil
+
 from fastcnn.models.registry import canonical_name, create_model, list_models, metadata, register
 from fastcnn.models.weights import WeightsError, load_weights
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 __all__ = [
     "WeightsError",
     "canonical_name",
     "create_model",
-    "efficientnet",
-    "efficientnet_lite",
     "list_models",
     "load_weights",
     "metadata",
-    "mobilenet_v1",
-    "mobilenet_v2",
-    "mobilenet_v3",
     "register",
-    "shufflenet_v2",
 ]

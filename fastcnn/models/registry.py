@@ -64,8 +64,8 @@ def metadata(name: str) -> dict[str, Any]:
 def create_model(
     name: str,
     weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
-    num_classes: int = 1000,
-    in_chans: int = 3,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a net by name, in training mode as torchvision and timm do.
@@ -75,8 +75,8 @@ def create_model(
         weights: None for a random net; "imagenet"; the path of a .pth, .pt or .safetensors file; or a state_dict. They
             must fit key by key, with one exception: "imagenet" with another ``num_classes`` than 1000 loads all but
             the last linear layer, which stays random.
-        num_classes: outputs of the last linear layer.
-        in_chans: channels of the input.
+        num_classes: outputs of the last linear layer; None for those of the paper's data, 1000 for ImageNet.
+        in_chans: channels of the input; None for those of the paper's data.
         kwargs: the net's own: ``dropout``, and ``width_mult`` where the paper has one.
     Raises: ValueError for a wrong name (with the nearest), a checkpoint that does not fit (with every such key), and
         weights that are not installed (with the command that installs them).
@@ -85,6 +85,9 @@ def create_model(
     torch.Size([2, 10])
     """
     entry_point = _ENTRY_POINTS[canonical_name(name)]
+    facts = metadata(name)
+    num_classes = facts.get("num_classes", 1000) if num_classes is None else num_classes
+    in_chans = facts["input_size"][0] if in_chans is None else in_chans
     for argument, value in (("num_classes", num_classes), ("in_chans", in_chans)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"create_model: {argument} must be an integer of at least 1, got {value!r}")

@@ -125,12 +125,12 @@ def read_imagenet(name: str) -> dict[str, Tensor]:
 
 
 def to_own_layout(state: dict[str, Tensor], own: Mapping[str, Tensor], also_loads: list[str]) -> dict[str, Tensor]:
-    """Rename the keys of a known other layout, if ``state`` is in one that ``also_loads`` allows; else as it is."""
+    """Rename the keys of another layout, where ``state`` is in one that ``also_loads`` allows; else as it is."""
     if own.keys() & state.keys():
         return state
-    packages = {reference.split(":")[0] for reference in also_loads}
-    for package, (sign, mapper) in LAYOUTS.items():
-        if package in packages and sign in state:
+    for package in dict.fromkeys(reference.split(":")[0] for reference in also_loads):
+        sign, mapper = LAYOUTS[package]
+        if any(key.startswith(sign) for key in state):
             return mapper(state, own)
     return state
 
@@ -182,10 +182,13 @@ def map_by_position(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
 
 Mapper = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
 
-# package: the key by which its layout is known, and how it becomes ours
+# package: how a key begins by which its layout is known, and how it becomes ours
 LAYOUTS: dict[str, tuple[str, Mapper]] = {
-    "timm": ("conv_stem.weight", map_by_position),
-    "efficientnet_lite_pytorch": ("_conv_stem.weight", map_lukemelas),
+    "efficientnet_lite_pytorch": ("_conv_stem.", map_lukemelas),
+    "efficientnet_pytorch": ("_conv_stem.", map_lukemelas),
+    "pretrainedmodels": ("", map_by_position),
+    "pytorchcv": ("features.", map_by_position),
+    "timm": ("conv_stem.", map_by_position),
 }
 
 

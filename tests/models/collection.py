@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The collection: what every net of it must be, measured on its reference, and the nets that stand for their families."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+# name: reference ("plain:name": ours, in tests/models/plain), input size, classes, parameters, multiply-adds of the
+# convolutions and linear layers at batch 1, tensors of the state_dict; null where no package has the net
+COLLECTION: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+# One net of each family and the input that keeps `make test` short: every kind of block, padding and head.
+REPRESENTATIVE: dict[str, tuple[int, int]] = {
+    "alexnet": (65, 97),
+    "alexnet_cifar": (32, 32),
+    "amoebanet_a": (65, 97),
+    "bit_r50x1": (65, 97),
+    "bn_inception": (65, 97),
+    "densenet121": (65, 97),
+    "densenet100_k12_bc_cifar10": (32, 32),
+    "efficientnet_b0": (65, 97),
+    "efficientnet_lite0": (65, 97),
+    "googlenet_cifar": (32, 32),
+    "googlenet_aux": (97, 97),
+    "highway_cnn": (32, 32),
+    "inception_resnet_v1": (107, 107),
+    "inception_v3": (107, 107),
+    "inception_v4": (107, 107),
+    "lenet5": (32, 32),
+    "lenet5_cifar": (32, 32),
+    "lenet_bn": (28, 28),
+    "mlp_cifar": (32, 32),
+    "mnasnet0_5": (65, 97),
+    "mnasnet_a1": (65, 97),
+    "mobilenet_v1_x0_25": (65, 97),
+    "mobilenet_v2": (65, 97),
+    "mobilenet_v3_small": (65, 97),
+    "nasnet_a_mobile": (97, 97),
+    "nin_cifar10": (32, 32),
+    "preact_resnet18": (65, 97),
+    "preact_resnet20_cifar10": (32, 32),
+    "resnet18": (65, 97),
+    "resnet20_cifar10": (32, 32),
+    "resnet_cifar_seed": (32, 32),
+    "resnext29_32x4d_cifar10": (32, 32),
+    "se_resnet18": (65, 97),
+    "se_resnext50_32x4d": (65, 97),
+    "shufflenet_v1_x0_5_g3": (65, 97),
+    "shufflenet_v2_x0_5": (65, 97),
+    "tiny_vgg": (64, 64),
+    "vgg11_cifar": (32, 32),
+    "xception": (107, 107),
+    "zfnet": (224, 224),
+}
