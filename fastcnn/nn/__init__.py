@@ -3,11 +3,13 @@
 
 from fastcnn.nn.activation import HardSwish, activation_name
 from fastcnn.nn.conv import Conv2dSame, ConvBNAct, DepthwiseConv2d, fused_conv_bn_act
+from fastcnn.nn.norm import BatchNormAct2d, fused_bn_act
 from fastcnn.nn.pooling import GlobalAvgPool2d
 from fastcnn.nn.shuffle import ChannelShuffle
 from fastcnn.nn.squeeze_excite import SqueezeExcite
 
 __all__ = [
+    "BatchNormAct2d",
     "ChannelShuffle",
     "Conv2dSame",
     "ConvBNAct",
@@ -16,5 +18,6 @@ __all__ = [
     "HardSwish",
     "SqueezeExcite",
     "activation_name",
+    "fused_bn_act",
     "fused_conv_bn_act",
 ]

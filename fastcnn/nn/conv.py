@@ -169,19 +169,25 @@ def fused_conv_bn_act(
             conv.stride, conv.padding, conv.dilation, conv.groups, activation=activation,
         )  # fmt: skip
     affine, buffers = bn._parameters, bn._buffers
-    mean, momentum, training = buffers["running_mean"], bn.momentum, bn.training
-    if training and bn.track_running_stats:
-        count = buffers["num_batches_tracked"]
-        if count is not None:
-            count.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(count)
+    mean = buffers["running_mean"]
     # Without running statistics the batch's own serve in eval too, as in torch.
     return conv_bn_act(
         x, weight, affine["weight"], affine["bias"], mean, buffers["running_var"], bias, residual,
         conv.stride, conv.padding, conv.dilation, conv.groups,
-        training or mean is None, momentum or 0.0, bn.eps, activation,
+        bn.training or mean is None, count_batch(bn), bn.eps, activation,
     )  # fmt: skip
+
+
+def count_batch(bn: nn.modules.batchnorm._BatchNorm) -> float:
+    """Count a training batch as torch's own forward does; the share of it in the running statistics (momentum)."""
+    momentum = bn.momentum
+    if bn.training and bn.track_running_stats:
+        count = bn._buffers["num_batches_tracked"]
+        if count is not None:
+            count.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(count)
+    return momentum or 0.0
 
 
 def _composed(conv: nn.Module, bn: nn.Module | None, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
