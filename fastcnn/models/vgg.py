@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VGG, arXiv:1409.1556: 3x3 convolutions, stages of equal width with a max pool behind each. Keys: torchvision's.
 
-Also with a batch norm behind each convolution, and with squeeze-excite (arXiv:1709.01507) besides.
+With a batch norm behind each convolution too, and with squeeze-excite (arXiv:1709.01507) besides.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ def vgg11(**kwargs: Any) -> VGG:
     return VGG(11, **kwargs)
 
 
-@register("vgg11_bn")
+@register("vgg11_bn", "bn_vgg11b")
 def vgg11_bn(**kwargs: Any) -> VGG:
     """VGG-11 with batch norm."""
     return VGG(11, batch_norm=True, **kwargs)
@@ -88,7 +88,7 @@ def vgg13(**kwargs: Any) -> VGG:
     return VGG(13, **kwargs)
 
 
-@register("vgg13_bn")
+@register("vgg13_bn", "bn_vgg13b")
 def vgg13_bn(**kwargs: Any) -> VGG:
     """VGG-13 with batch norm."""
     return VGG(13, batch_norm=True, **kwargs)
@@ -100,7 +100,7 @@ def vgg16(**kwargs: Any) -> VGG:
     return VGG(16, **kwargs)
 
 
-@register("vgg16_bn")
+@register("vgg16_bn", "bn_vgg16b")
 def vgg16_bn(**kwargs: Any) -> VGG:
     """VGG-16 with batch norm."""
     return VGG(16, batch_norm=True, **kwargs)
@@ -112,7 +112,7 @@ def vgg19(**kwargs: Any) -> VGG:
     return VGG(19, **kwargs)
 
 
-@register("vgg19_bn")
+@register("vgg19_bn", "bn_vgg19b")
 def vgg19_bn(**kwargs: Any) -> VGG:
     """VGG-19 with batch norm."""
     return VGG(19, batch_norm=True, **kwargs)

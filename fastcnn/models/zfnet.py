@@ -8,7 +8,7 @@ from fastcnn.models.registry import register
 
 STEM = [[(96, 7, 2, 1)], [(256, 5, 2, 0)]]
 PAPER = [*STEM, [(384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1)]]  # figure 3
-WIDE = [*STEM, [(512, 3, 1, 1), (1024, 3, 1, 1), (512, 3, 1, 1)]]  # section 5.1, the larger layers 3, 4 and 5
+WIDE = [*STEM, [(512, 3, 1, 1), (1024, 3, 1, 1), (512, 3, 1, 1)]]  # table 2, its larger layers 3, 4 and 5
 
 
 @register("zfnet")

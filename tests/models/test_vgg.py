@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """VGG: what the documents say of its size, the squeeze-excite form, batch norm on CIFAR's."""
 
+import pytest
 import torch
 
-from fastcnn.models import create_model
+from fastcnn.models import create_model, metadata
+from fastcnn.models.weights import to_own_layout
+from tests.parity import assert_eval_parity, build_pair, build_reference
 
 WIDTHS = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6  # of VGG-16's convolutions
 
@@ -43,3 +46,19 @@ def test_other_sizes_than_224() -> None:
     net = create_model("vgg11_bn", num_classes=3).eval()
     for size in ((32, 32), (65, 97)):
         assert net(torch.randn(1, 3, *size)).shape == (1, 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "reference"), [("vgg11", "vgg11"), ("vgg11_bn", "bn_vgg11b")])
+def test_pytorchcvs_checkpoints_are_of_the_same_net(name: str, reference: str) -> None:
+    ours, theirs = build_pair(name, f"pytorchcv:{reference}", (224, 224))
+    assert_eval_parity(ours, theirs, torch.randn(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("depth", [11, 13, 16, 19])
+def test_pytorchcvs_keys_are_understood(depth: int) -> None:
+    for name, reference in ((f"vgg{depth}", f"vgg{depth}"), (f"vgg{depth}_bn", f"bn_vgg{depth}b")):
+        with torch.device("meta"):
+            own, theirs = create_model(name).state_dict(), build_reference(f"pytorchcv:{reference}").state_dict()
+        mapped = to_own_layout(theirs, own, metadata(name)["also_loads"])
+        assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in mapped.items()}
