@@ -164,6 +164,6 @@ def init_convolutions(model: nn.Module) -> None:
 def conv_bn(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution that keeps the size but for its stride, and its batch norm: siblings of the block that holds them."""
+    """A convolution that keeps the size but for its stride, and its batch norm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return conv, nn.BatchNorm2d(out_channels)

@@ -100,7 +100,7 @@ def make_stages(
 
 
 class ResNet(nn.Module):
-    """Table 1 with these ``layers``. ``block_kwargs`` are the block's: ``stride_in_3x3``, ``groups``, ``reduction``..."""
+    """Table 1 with these ``layers``. ``block_kwargs`` are the block's: ``stride_in_3x3``, ``groups``, ``reduction``."""
 
     def __init__(
         self, layers: int = 18, num_classes: int = 1000, in_chans: int = 3, dropout: float = 0.0, **block_kwargs: Any

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Sum(nn.Module):
     """ReLU of a branch and a shortcut, under the keys that the documents give their layers."""
 
-    def __init__(self, layers: dict[str, nn.Module], relu_after: tuple[str, ...], shortcut: tuple[str, nn.Module] | None):
+    def __init__(self, layers: dict[str, nn.Module], relu_after: tuple[str, ...], shortcut: tuple | None) -> None:
         super().__init__()
         self.order, self.relu_after, self.shortcut_key = list(layers), relu_after, None
         for key, layer in layers.items():
@@ -103,7 +103,31 @@ class ResNet50Of002(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class SENextBlock002(nn.Module):
+    """256 channels, 128 in 32 groups, 256; squeezed to 16 channels, gated by a sigmoid; the input added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv_bn(*args: int, **kwargs: int) -> nn.ModuleDict:
+            conv = nn.Conv2d(*args, **kwargs, bias=False)
+            return nn.ModuleDict({"conv": conv, "bn": nn.BatchNorm2d(conv.out_channels)})
+
+        self.conv_bn1 = conv_bn(256, 128, 1)
+        self.conv_bn2 = conv_bn(128, 128, 3, padding=1, groups=32)
+        self.conv_bn3 = conv_bn(128, 256, 1)
+        self.scale = nn.ModuleDict({"fc1": nn.Conv2d(256, 16, 1), "fc2": nn.Conv2d(16, 256, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv_bn1["bn"](self.conv_bn1["conv"](x)))
+        y = torch.relu(self.conv_bn2["bn"](self.conv_bn2["conv"](y)))
+        y = self.conv_bn3["bn"](self.conv_bn3["conv"](y))
+        gate = torch.sigmoid(self.scale["fc2"](torch.relu(self.scale["fc1"](y.mean((2, 3), keepdim=True)))))
+        return torch.relu(y * gate + x)
+
+
 NETS = {
+    "senext_block_seed": SENextBlock002,
     "resnet_cifar_seed": Cifar001,
     "resnet50_seed002": lambda: ResNet50Of002(maxpool=True),
     "resnet50_seed002_nomaxpool": lambda: ResNet50Of002(maxpool=False),
