@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.nn import ConvBNAct, SqueezeExcite, fused_conv_bn_act
-from fastcnn.ops import global_avg_pool
+from fastcnn.ops import conv_bn_act, global_avg_pool
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -167,3 +167,14 @@ def conv_bn(
     """A convolution that keeps the size but for its stride, and its batch norm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return conv, nn.BatchNorm2d(out_channels)
+
+
+class LoneConv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` with neither BN nor activation behind it; a ``residual`` is added in the same pass."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.convolve(x, self.weight, residual)
+
+    def convolve(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return conv_bn_act(x, weight, bias=self.bias, residual=residual, **geometry)
