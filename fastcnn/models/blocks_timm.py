@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inverted residuals and the net around them under timm's keys: ``blocks.<stage>.<i>.conv_pw``, ``.bn1``, ``.se``..."""
+"""Inverted residuals and the net around them, under timm's keys."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,9 @@ from torch.nn.functional import pad
 
 from fastcnn import ops
 from fastcnn.models.blocks import drop_path, init_weights, pool_flatten
+from fastcnn.models.rows import Row
 from fastcnn.nn import Conv2dSame, SqueezeExcite, fused_conv_bn_act
 from fastcnn.nn.conv import is_plain
-
-
-# One stage: expansion, kernel, output channels, repeats, stride of the first, squeeze-excite.
-Row = NamedTuple("Row", [("t", int), ("k", int), ("c", int), ("n", int), ("s", int), ("se", bool)])
 
 
 class Style(NamedTuple):

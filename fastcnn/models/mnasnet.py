@@ -1,24 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """MnasNet-B1, arXiv:1807.11626: searched inverted residuals without squeeze-excite. Keys: torchvision's."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastcnn.models.blocks import ConvBNChain, init_weights, make_divisible, pool_flatten
 from fastcnn.models.registry import register
+from fastcnn.models.rows import Row
 from fastcnn.nn import fused_conv_bn_act
-
-
-class Row(NamedTuple):
-    """One stage: expansion, kernel, output channels, repeats, stride of the first."""
-
-    t: int
-    k: int
-    c: int
-    n: int
-    s: int
-
 
 STEM, FIRST, LAST = 32, 16, 1280
 #        t  k    c  n  s
@@ -85,7 +75,7 @@ class MNASNet(nn.Module):
             ]
         )
         self.stacks = [str(i) for i in range(8, 8 + len(ROWS))]
-        for key, (t, k, c, n, s) in zip(self.stacks, ROWS, strict=True):
+        for key, (t, k, c, n, s, _) in zip(self.stacks, ROWS, strict=True):
             stack, out_channels = nn.Sequential(), make_divisible(c * width_mult)
             for i in range(n):
                 stack.append(InvertedResidual(channels, out_channels, k, s if i == 0 else 1, t))

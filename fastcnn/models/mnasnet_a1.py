@@ -4,8 +4,9 @@
 from typing import Any
 
 from fastcnn.models.blocks import make_divisible
-from fastcnn.models.blocks_timm import Row, Style, TimmNet
+from fastcnn.models.blocks_timm import Style, TimmNet
 from fastcnn.models.registry import register
+from fastcnn.models.rows import Row
 
 #        t  k    c  n  s   se
 A1 = [  # figure 7
@@ -33,7 +34,8 @@ class MnasNetA1(TimmNet):
     """Figure 7; ``width_mult`` scales all rows, neither the stem nor the last convolution."""
 
     def __init__(self, rows: list[Row] = A1, stem: int = 32, width_mult: float = 1.0, **kwargs: Any) -> None:
-        super().__init__([row._replace(c=make_divisible(row.c * width_mult)) for row in rows], stem, 1280, Style(), **kwargs)
+        rows = [row._replace(c=make_divisible(row.c * width_mult)) for row in rows]
+        super().__init__(rows, stem, 1280, Style(), **kwargs)
 
 
 @register("mnasnet_a1", "semnasnet_100", "mnasnet_a1_cv")
