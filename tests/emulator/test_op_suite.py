@@ -18,7 +18,12 @@ SUITE = {  # file of tests/ops: its tests whose ops are all in backend.ENTRIES
     "hardswish": ["value_and_gradient", "exactly_zero_below_minus_three_and_the_input_above_three",
                   "the_slope_at_the_knots_is_that_of_torch", "gradcheck_twice", "a_gradient_that_is_expanded"],
     "depthwise_conv2d": ["forward_against_float64", "nan_and_inf_reach_their_own_windows_only", "without_a_batch",
-                         "layouts_expansion_and_surroundings"],
+                         "layouts_expansion_and_surroundings", "gradients_against_float64",
+                         "gradients_through_an_activation"],
+    "channel_shuffle": ["value_is_that_of_torch_bit_for_bit", "value_keeps_every_bit_of_a_nan", "value_at_every_tail",
+                        "strided_inputs", "other_ranks_are_those_of_torch", "value_of_concat_at_every_tail",
+                        "gradcheck_twice_and_the_gradient_is_the_inverse",
+                        "value_of_concat_on_halves_and_other_strides", "value_of_concat_is_the_shuffle_of_the_concat"],
 }  # fmt: skip
 
 for _file, _tests in SUITE.items():
