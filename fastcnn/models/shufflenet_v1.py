@@ -4,7 +4,6 @@
 The channels are shuffled group first, as in the paper; the stem's width is scaled unless given.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -39,8 +38,8 @@ class ShuffleUnit(nn.Module):
         self, in_channels: int, out_channels: int, stride: int, groups: int, first_groups: int, reduction: int
     ) -> None:
         super().__init__()
-        # A quarter of the output; in the table's narrow rows the next multiple of the groups.
-        mid = groups * math.ceil(out_channels / (4 * groups))
+        # A quarter of the output; in the table's narrow rows the nearest multiple of the groups, the larger of two.
+        mid = groups * int(out_channels / (4 * groups) + 0.5)
         self.groups, self.stride = groups, stride
         if stride > 1:
             out_channels -= in_channels

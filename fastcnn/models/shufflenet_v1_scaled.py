@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The narrower and wider ShuffleNetV1 of tables 2 and 5, arXiv:1707.01083, and the one with squeeze-excite.
 
-The stems are those with which the multiply-adds are the table's, or pytorchcv's where it has the net; with 8 groups the
-16 channels that the first unit's groups divide.
+The stems are pytorchcv's, 24 scaled, where it has the net; else those with which the multiply-adds come nearest to the
+tables', among the widths that leave the first unit a multiple of its groups.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def shufflenet_v1_x0_25_g4(**kwargs: Any) -> ShuffleNetV1:
 @register("shufflenet_v1_x0_25_g8")
 def shufflenet_v1_x0_25_g8(**kwargs: Any) -> ShuffleNetV1:
     """ShuffleNet 0.25x, 8 groups."""
-    return ShuffleNetV1(8, scale=0.25, stem=16, **kwargs)
+    return ShuffleNetV1(8, scale=0.25, stem=8, **kwargs)
 
 
 @register("shufflenet_v1_x0_5_g1", "shufflenet_g1_wd2")

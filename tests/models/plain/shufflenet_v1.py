@@ -70,12 +70,12 @@ def _net(*shape: object) -> Callable[..., nn.Module]:
     return lambda **kwargs: ShuffleNet(*shape, **kwargs)
 
 
-# Groups, stem, the table's widths times the scale, a quarter of them: rounded up where the groups do not divide it.
+# Groups, stem, the table's widths times the scale, a quarter of them: rounded where the groups do not divide it.
 NETS = {
     "shufflenet_v1_x0_5_g2": _net(2, 12, [100, 200, 400], [26, 50, 100]),
     "shufflenet_v1_x0_5_g4": _net(4, 12, [136, 272, 544], [36, 68, 136]),
-    "shufflenet_v1_x0_25_g2": _net(2, 12, [50, 100, 200], [14, 26, 50]),
-    "shufflenet_v1_x0_25_g4": _net(4, 12, [68, 136, 272], [20, 36, 68]),
-    "shufflenet_v1_x0_25_g8": _net(8, 16, [96, 192, 384], [24, 48, 96]),
+    "shufflenet_v1_x0_25_g2": _net(2, 12, [50, 100, 200], [12, 26, 50]),
+    "shufflenet_v1_x0_25_g4": _net(4, 12, [68, 136, 272], [16, 36, 68]),
+    "shufflenet_v1_x0_25_g8": _net(8, 8, [96, 192, 384], [24, 48, 96]),
     "se_shufflenet_v1_x1_0_g3": _net(3, 24, [240, 480, 960], [60, 120, 240], 16),
 }
