@@ -85,6 +85,8 @@ def build_pair(
             module.p = 0.0
         if hasattr(module, "has_residual") and hasattr(module, "drop"):
             module.drop = 0.0
+        if hasattr(module, "drop_rate"):  # dropout as a function
+            module.drop_rate = 0.0
     return ours, theirs
 
 

@@ -2,6 +2,7 @@
 """What the families share: width rounding, the inverted residual, chains of sibling conv and BN, the start."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn import ops
 from fastcnn.nn import ConvBNAct, SqueezeExcite, activation_name, fused_bn_act, fused_conv_bn_act
-from fastcnn.ops import global_avg_pool
+from fastcnn.ops import conv_bn_act, global_avg_pool
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -95,8 +96,8 @@ class ConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fused_conv_bn_act(self.conv, self.bn, x, self.activation)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return fused_conv_bn_act(self.conv, self.bn, x, self.activation, residual)
 
 
 class Chain(nn.Module):
@@ -192,3 +193,34 @@ def init_weights(model: nn.Module, uniform_head: bool = False) -> None:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def numbered(prefix: str, modules: Iterable[nn.Module]) -> nn.Sequential:
+    """A Sequential whose children are called ``prefix1``, ``prefix2``... (pytorchcv's stages and units)."""
+    return nn.Sequential(OrderedDict((f"{prefix}{i}", module) for i, module in enumerate(modules, start=1)))
+
+
+def init_convolutions(model: nn.Module) -> None:
+    """The residual nets' start: Kaiming fan-out convolutions; batch norm and linear layers as torch makes them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution that keeps the size but for its stride, and its batch norm."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)
+
+
+class LoneConv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` with neither BN nor activation behind it; a ``residual`` is added in the same pass."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.convolve(x, self.weight, residual)
+
+    def convolve(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return conv_bn_act(x, weight, bias=self.bias, residual=residual, **geometry)
