@@ -15,14 +15,16 @@ from fastcnn.ops import activation
 class StdConv2d(LoneConv2d):
     """A convolution by the weights with mean 0 and variance 1 in each filter, computed anew in every call.
 
-    Source: arXiv:1903.10520, eq. 11.
+    Source: arXiv:1903.10520, sec. 3.
     """
 
     eps = 1e-8
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        return self.convolve(x, (self.weight - mean) * torch.rsqrt(variance + self.eps), residual)
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))  # float16 cannot hold eps
+        variance, mean = torch.var_mean(weight, (1, 2, 3), correction=0, keepdim=True)
+        standard = (weight - mean) * torch.rsqrt(variance + self.eps)
+        return self.convolve(x, standard.to(self.weight.dtype), residual)
 
 
 class GroupNormLayers(BatchNormLayers):

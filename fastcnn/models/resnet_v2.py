@@ -91,6 +91,8 @@ class ResNetV2(nn.Module):
         self, layers: int = 50, width: int = 1, num_classes: int = 1000, in_chans: int = 3, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if layers < 50:
+            raise ValueError(f"ResNetV2: layers must be one of {[n for n in REPEATS if n >= 50]}, got {layers}")
         channels, stages = WIDTHS[0] * width, []
         self.stem = Stem(self.made_of, in_chans, channels)
         for inner, repeats in zip(WIDTHS, REPEATS[layers], strict=True):

@@ -35,13 +35,12 @@ class Siblings(nn.Module):
 
 def block_rows(kind: str, width: int, stride: int, groups: int) -> list[tuple[int, int, int, int]]:
     """The convolutions of a "basic" block, a "bottleneck" strided in its first 1x1, a "resnext" and a "senet" one."""
-    if kind == "basic":
-        return [(width, 3, stride, 1), (width, 3, 1, groups)]
-    if kind == "bottleneck":
-        return [(width, 1, stride, 1), (width, 3, 1, groups), (4 * width, 1, 1, 1)]
-    if kind == "resnext":
-        return [(width // 16 * groups, 1, 1, 1), (width // 16 * groups, 3, stride, groups), (4 * width, 1, 1, 1)]
-    return [(2 * width, 1, 1, 1), (4 * width, 3, stride, groups), (4 * width, 1, 1, 1)]
+    return {
+        "basic": [(width, 3, stride, 1), (width, 3, 1, groups)],
+        "bottleneck": [(width, 1, stride, 1), (width, 3, 1, groups), (4 * width, 1, 1, 1)],
+        "resnext": [(width // 16 * groups, 1, 1, 1), (width // 16 * groups, 3, stride, groups), (4 * width, 1, 1, 1)],
+        "senet": [(2 * width, 1, 1, 1), (4 * width, 3, stride, groups), (4 * width, 1, 1, 1)],
+    }[kind]
 
 
 class SEBlock(Siblings):

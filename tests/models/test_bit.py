@@ -73,7 +73,7 @@ def test_a_convolution_and_its_sum_are_one_call() -> None:
 
 
 def test_width_is_a_parameter() -> None:
-    """Table 1 of the paper: every layer ``width`` times as wide, the stem included; 32 groups in every norm."""
+    """Every layer ``width`` times as wide, the stem included; 32 groups in every norm."""
     for width in (1, 2, 3):
         with torch.device("meta"):
             net = BiT(50, width)
@@ -89,6 +89,23 @@ def test_classes_channels_dropout_and_copies() -> None:
     assert wanted.shape == (2, 7)
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(twin(x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_are_standardised_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv = StdConv2d(6, 8, 3, 1, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.mul_(1e-3)  # their variance is no normal number of float16
+    x = torch.randn(2, 6, 9, 9)
+    wanted = F.conv2d(x.to(dtype).double(), standardised(conv.weight.detach().to(dtype)), padding=1)
+    error = (conv.to(dtype)(x.to(dtype)).double() - wanted).abs().max() / wanted.abs().max()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
+def test_a_depth_without_bottlenecks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"layers must be one of \[50, 101, 152, 200\], got 18"):
+        BiT(18)
 
 
 @pytest.mark.long

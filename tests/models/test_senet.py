@@ -68,7 +68,7 @@ def test_se_resnet50_is_a_tenth_larger_than_resnet50() -> None:
 
 @pytest.mark.parametrize("reduction", [4, 8, 16, 32])
 def test_reduction_is_a_parameter(reduction: int) -> None:
-    """Table 10 of the paper varies it."""
+    """The paper compares several."""
     with torch.device("meta"):
         ours, torchvision_like = SENet(repeats=(1, 1, 1, 1), reduction=reduction), se_resnet(18, reduction)
     assert [block.se_module.fc1.out_channels for block in (ours.layer1[0], ours.layer4[0])] == [
