@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastcnn.models.inputs import name_itself
+
 _ENTRY_POINTS: dict[str, Callable[..., nn.Module]] = {}
 _ALIASES: dict[str, str] = {}
 
@@ -84,7 +86,8 @@ def create_model(
         out_indices: which of these maps; None for all. Layers behind the last one are left out.
         kwargs: the net's own: ``dropout``, and ``width_mult`` where the paper has one.
     Raises: ValueError for a wrong name (with the nearest), a checkpoint that does not fit (with every such key), and
-        weights that are not installed (with the command that installs them).
+        weights that are not installed (with the command that installs them). The net itself raises it, with its name
+        and what it takes, for an input of a wrong shape.
 
     >>> create_model("mobilenet_v2", num_classes=10)(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 10])
@@ -103,6 +106,7 @@ def create_model(
         from fastcnn.models.weights import load_weights
 
         load_weights(model, weights, name)
+    name_itself(model, canonical_name(name), in_chans, facts)
     if features_only:
         from fastcnn.models.features import FeatureNet
 
