@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -42,6 +42,17 @@ def note(line: str) -> None:
     """Says what is going on while a person waits. No spinner: its thread would disturb what is being timed."""
     if sys.stderr.isatty():
         warn(line)
+
+
+def progress(items: Sequence[Any], description: str, least: int = 8) -> Iterator[Any]:
+    """``items``, with a progress bar on stderr when there are ``least`` or more and a person looks."""
+    if len(items) < least or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=description, console=Console(stderr=True), transient=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
