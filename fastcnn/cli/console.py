@@ -88,6 +88,15 @@ def _print_rich_table(title: str, columns: Sequence[str], cells: list[list[str]]
     Console().print(table)
 
 
+def save(figure: Any, path: str) -> None:
+    """Write a figure of matplotlib's to the file that the person named."""
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path!r} cannot be written: {error}") from error
+    note(f"written: {path}")
+
+
 def set_threads(threads: int | None) -> int:
     """Apply ``--threads`` and tell how many will run."""
     import torch
