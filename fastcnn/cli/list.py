@@ -78,7 +78,7 @@ def draw(models: Sequence[dict[str, Any]]) -> Any:
     for i, paper in enumerate(papers):
         group = [m for m in known if m["paper"] == paper]
         macs, top1, areas = zip(*((m["macs"], m["top1"], 8 * m["parameters"] / 1e6) for m in group), strict=True)
-        axes.scatter(macs, top1, areas, color=f"C{i}", alpha=0.5, marker="osD^v"[i // 10 % 5], label=paper)
+        axes.scatter(macs, top1, areas, color=f"C{i}", alpha=0.5, marker="osD^v"[i // 10 % 5], label=paper[:24])
     for m in known:
         axes.annotate(m["name"], (m["macs"], m["top1"]), fontsize=6, textcoords="offset points", xytext=(3, 3))
     axes.set_xscale("log")
