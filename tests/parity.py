@@ -32,7 +32,13 @@ def build_reference(reference: str, **kwargs) -> nn.Module:
     net = reference_model(reference, **kwargs)
     if package == "pytorchcv" and isinstance(getattr(net.features, "final_pool", None), nn.AvgPool2d):
         net.features.final_pool = nn.AdaptiveAvgPool2d(1)  # 7x7 there: equal at 224, and ours serves the other sizes too
+    if package == "pytorchcv":
+        net.features.register_forward_hook(_contiguous)  # its heads flatten by view, which channels_last cannot
     return net
+
+
+def _contiguous(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return output.contiguous()
 
 
 def randomise(net: nn.Module, x: Tensor) -> None:
@@ -79,6 +85,8 @@ def build_pair(
             module.p = 0.0
         if hasattr(module, "has_residual") and hasattr(module, "drop"):
             module.drop = 0.0
+        if hasattr(module, "drop_rate"):  # dropout as a function
+            module.drop_rate = 0.0
     return ours, theirs
 
 

@@ -98,9 +98,10 @@ def create_model(
     facts = metadata(name)
     num_classes = facts.get("num_classes", 1000) if num_classes is None else num_classes
     in_chans = facts["input_size"][0] if in_chans is None else in_chans
-    for argument, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"create_model: {argument} must be an integer of at least 1, got {value!r}")
+    least = min(1, facts.get("num_classes", 1))  # 0 for a lone block
+    for argument, value, bound in (("num_classes", num_classes, least), ("in_chans", in_chans, 1)):
+        if not isinstance(value, int) or value < bound:
+            raise ValueError(f"create_model: {argument} must be an integer of at least {bound}, got {value!r}")
     model = entry_point(num_classes=num_classes, in_chans=in_chans, **kwargs)
     if weights is not None:
         from fastcnn.models.weights import load_weights

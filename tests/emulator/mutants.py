@@ -73,10 +73,10 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
         TILE, "first_column + j >= 0 && first_column + j < W;", "first_column + j >= 0 && first_column + j <= W;"
     ),
     "halo": Mutant(TILE, "ih >= first_row && ih < p.H", "ih >= first_row && ih <= p.H"),
-    "tail-channel": Mutant(TILE, "group >= groups || ", ""),
+    "tail-channel": Mutant(TILE, "own < of_stretch && group < groups && position", "own < of_stretch && position"),
     "stride": Mutant(TILE, "iw0 = ow0 * T::kStride - p.pad_left", "iw0 = ow0 - p.pad_left"),
     "window-moves-by-one": Mutant(TILE, "window[i][j] = window[i + T::kStride][j]", "window[i][j] = window[i + 1][j]"),
-    "rows-of-the-last-tile": Mutant(TILE, "rows = min(p.rows, p.Ho - oh0)", "rows = p.rows"),
+    "rows-of-the-last-tile": Mutant(TILE, "own_rows = live ? min(p.rows, p.Ho - oh0) : 0", "own_rows = live ? p.rows : 0"),
     "shared-overflow": Mutant(
         TILE, "[T::kTaps + 1][T::kQuads]", "[T::kTaps][T::kQuads]", ("test_depthwise_conv2d.py",), True
     ),
