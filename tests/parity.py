@@ -31,9 +31,7 @@ def build_reference(reference: str, **kwargs) -> nn.Module:
         return importlib.import_module("tests.models.plain").PLAIN[name](**kwargs)
     net = reference_model(reference, **kwargs)
     if package == "pytorchcv" and isinstance(getattr(net.features, "final_pool", None), nn.AvgPool2d):
-        net.features.final_pool = nn.AdaptiveAvgPool2d(
-            1
-        )  # 7x7 there: equal at 224, and ours serves the other sizes too
+        net.features.final_pool = nn.AdaptiveAvgPool2d(1)  # 7x7 there: equal at 224; ours serves the other sizes too
     if package == "pytorchcv":
         net.features.register_forward_hook(_contiguous)  # its heads flatten by view, which channels_last cannot
     return net

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcnn.models.blocks import AvgPoolTo, Chain
+from fastcnn.models.blocks import Chain
 from fastcnn.models.registry import register
 
 # A row is a convolution (channels, kernel, stride, padding, groups); a 0 closes a stage with its max pool.
@@ -55,7 +55,7 @@ class AlexNet(nn.Module):
                 layers.append(nn.LocalResponseNorm(5, k=lrn_k))
             layers.append(nn.MaxPool2d(pool, 2))
         self.features = Chain(*layers)
-        self.avgpool = AvgPoolTo(size)
+        self.avgpool = nn.AdaptiveAvgPool2d(size)
         self.classifier = Chain(
             nn.Dropout(dropout),
             nn.Linear(channels * size**2, 4096),

@@ -66,7 +66,7 @@ class StagedAlexNet(nn.Module):
                 channels = row[0]
             stage.add_module(f"pool{i}", nn.MaxPool2d(3, 2, ceil_mode=True))
             self.features.add_module(f"stage{i}", stage)
-        self.avgpool = AvgPoolTo(6)
+        self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.output = nn.Sequential()
         self.output.add_module("fc1", Dense(channels * 6 * 6, 4096, dropout))
         self.output.add_module("fc2", Dense(4096, 4096, dropout))

@@ -164,15 +164,6 @@ class ConvBNChain(Chain):
         super().__init__(*layers)
 
 
-class AvgPoolTo(nn.AdaptiveAvgPool2d):
-    """``nn.AdaptiveAvgPool2d`` that lets pass what has the size already, as it has at the paper's input size."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = self.output_size
-        wanted = (size, size) if isinstance(size, int) else tuple(size)
-        return x if tuple(x.shape[-2:]) == wanted else super().forward(x)
-
-
 def pool_flatten(x: Tensor) -> Tensor:
     """``[N, C, H, W] -> [N, C]``, the mean of each plane."""
     return global_avg_pool(x).flatten(1)

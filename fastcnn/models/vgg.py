@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcnn.models.blocks import AvgPoolTo, Chain, init_weights
+from fastcnn.models.blocks import Chain, init_weights
 from fastcnn.models.registry import register
 from fastcnn.nn import SqueezeExcite
 
@@ -54,7 +54,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         self.features = vgg_features(depth, in_chans, batch_norm, reduction)
-        self.avgpool = AvgPoolTo(7)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = Chain(
             nn.Linear(WIDTHS[-1] * 7 * 7, 4096),
             "relu",
