@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcnn.models.blocks import AvgPoolTo
 from fastcnn.models.registry import register
 from fastcnn.nn import fused_conv_bn_act
 from fastcnn.ops import activation

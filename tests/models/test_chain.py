@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcnn.models.blocks import AvgPoolTo, Chain
+from fastcnn.models.blocks import Chain
 from tests.models.test_collection import OURS, Recorded
 from tests.parity import assert_same_module, assert_survives_copies, randomise
 
@@ -71,11 +71,3 @@ def test_every_layer_is_called_and_may_be_hooked() -> None:
 def test_wrong_rows(layers: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Chain(*layers)
-
-
-@pytest.mark.parametrize("size", [6, (6, 5)])
-def test_the_pool_lets_pass_what_has_the_size(size: int | tuple[int, int]) -> None:
-    pool, theirs = AvgPoolTo(size), nn.AdaptiveAvgPool2d(size)
-    for shape in ((6, 6), (6, 5), (13, 9), (2, 3)):
-        x = torch.randn(2, 4, *shape)
-        torch.testing.assert_close(pool(x), theirs(x))
