@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcnn import ops
 from fastcnn.models.blocks import ConvBN
-from fastcnn.ops import conv_bn_act
+from fastcnn.nn.conv import is_plain
 
 
 class InceptionConv(ConvBN):
@@ -65,14 +66,23 @@ class Branches(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
+_CONVS = frozenset({nn.Conv2d})
+
+
 def scaled_residual(conv: nn.Conv2d, x: Tensor, residual: Tensor, scale: float, activation: str = "relu") -> Tensor:
     """``activation(scale * conv(x) + residual)`` as one op: the scale is that of a batch norm which does nothing else.
 
+    A ``conv`` of another type, or with a hook, runs as itself, composed with the rest.
+
     Source: arXiv:1602.07261, sec. 3.3.
     """
-    ones = conv.weight.new_ones(conv.out_channels)
+    if not is_plain(conv, _CONVS):
+        y = conv(x) * scale + residual
+        return y if activation == "identity" else ops.activation(y, activation)
+    dtype = torch.promote_types(conv.weight.dtype, torch.float32)  # a scale in half precision would be another one
+    ones = conv.weight.new_ones(conv.out_channels, dtype=dtype)
     zeros = torch.zeros_like(ones)
-    return conv_bn_act(
+    return ops.conv_bn_act(
         x, conv.weight, ones * scale, zeros, zeros, ones, conv.bias, residual, conv.stride, conv.padding,
         eps=0.0, activation=activation,
     )  # fmt: skip

@@ -85,6 +85,10 @@ def test_scaled_residual_in_fp64(activation: str) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(*(torch.autograd.grad(y, inputs, upstream) for y in (got, wanted)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    seen = []
+    conv.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(scaled_residual(conv, x, residual, 0.17, activation), wanted, rtol=1e-12, atol=1e-12)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
@@ -105,3 +109,13 @@ def test_constructor_arguments(name: str, size: int) -> None:
         net = create_model(name, num_classes=5, in_chans=1, dropout=0.3).eval()
         assert net(torch.empty(2, 1, size, size)).shape == (2, 5)
     assert [module.p for module in net.modules() if isinstance(module, nn.Dropout)] == [0.3]
+
+
+def test_scaled_residual_scales_by_the_same_number_in_half_precision() -> None:
+    conv = nn.Conv2d(8, 16, 1).bfloat16()
+    x, residual = torch.randn(2, 8, 64, 64).bfloat16(), torch.zeros(2, 16, 64, 64).bfloat16()
+    got = scaled_residual(conv, x, residual, 0.17, "identity")
+    assert got.dtype is torch.bfloat16
+    exact = conv.double()(x.double())
+    scale = (got.double() * exact).sum() / exact.square().sum()  # the roundings of 131072 values cancel
+    assert abs(scale.item() - 0.17) < 2e-5  # 0.17 in bfloat16 is 8e-5 off

@@ -110,13 +110,12 @@ class GoogLeNetCifar(nn.Module):
         for name, row in TABLE.items():
             setattr(self, f"{name[1]}{name[0]}", InceptionCifar(*row))
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.avgpool = nn.AvgPool2d(8)
         self.linear = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.b3(self.a3(self.pre_layers(x))))
         x = self.maxpool(self.e4(self.d4(self.c4(self.b4(self.a4(x))))))
-        return self.linear(self.avgpool(self.b5(self.a5(x))).flatten(1))
+        return self.linear(self.b5(self.a5(x)).mean(dim=(2, 3)))
 
 
 NETS = {"googlenet_5x5": GoogLeNet5x5, "googlenet_cifar": GoogLeNetCifar}
