@@ -74,7 +74,8 @@ def test_structure(name: str) -> None:
         assert counter.get_total_flops() == plain.get_total_flops()
     else:
         assert (parameters, len(own)) == (facts["params"], facts["state_dict_entries"])
-        assert counter.get_total_flops() == 2 * facts["macs"]
+        # the reference of NASNet-A mobile pads, and crops rows that it has computed; ours does not compute them
+        assert counter.get_total_flops() == 2 * facts.get("macs_without_cropped_rows", facts["macs"])
 
 
 @pytest.mark.parametrize("name", _short(COLLECTION))
