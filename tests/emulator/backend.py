@@ -126,7 +126,8 @@ def _depthwise_conv2d_backward(
                 t.zero_()
     else:
         if through:
-            tensors = [address(t) for t in (x, weight, shift, dense(residual, last), grad)]
+            residual = dense(residual, last)  # held: its address is all that the kernel gets
+            tensors = [address(t) for t in (x, weight, shift, residual, grad)]
             kernels.gradient_of_z(dtype, tensors, address(z), *geometry, _ACTIVATIONS.index(activation))
         partials = torch.empty(kernels.partials(dtype, *geometry, mask[1], mask[2]), dtype=wide(x))
         results = [address(t) for t in found]

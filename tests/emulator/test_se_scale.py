@@ -122,6 +122,21 @@ def test_values_and_gradients(kernels, case, layout, dtype):
     check(problem(case, dtype, layout), kernels)
 
 
+@pytest.mark.parametrize(("C", "R", "dtype"), [(15800, 2, torch.float16), (7600, 3, torch.float64)], ids=str)
+def test_layers_beyond_48_kib(kernels, C, R, dtype):
+    """Up to the 64 KiB of Turing; EfficientNet-B7 (3,840 and 160) and SENet-154 (2,048 and 128) stay below 48."""
+    check(problem((1, C, 1, 2, R), dtype, "channels_last"), kernels)
+
+
+def test_layers_beyond_shared_memory_are_refused(kernels):
+    made = problem((1, 16000, 1, 1, 1), torch.float16, "channels_last")
+    _, pooled = made.forward(kernels)
+    with pytest.raises(RuntimeError, match="refused with CUDA error 1$"):
+        made.backward(kernels, pooled)
+    with pytest.raises(RuntimeError, match="refused with CUDA error 1$"):
+        problem((1, 16384, 1, 1, 1), torch.float16, "channels_last").forward(kernels)
+
+
 @layouts
 @pytest.mark.parametrize("pair", PAIRS[1:], ids="-".join)
 def test_activations(kernels, layout, pair):
