@@ -10,6 +10,7 @@ from torch import Tensor
 from fastcnn.testing import DTYPES, FORMATS, Guarded, assert_close_fp64
 from tests.cross import exact
 
+KERNELS = "se_scale"
 CASES = {  # N, C, H, W, R
     "mobilenet-v3": (2, 72, 14, 14, 24),
     "efficientnet": (3, 96, 7, 9, 4),
@@ -28,13 +29,6 @@ KINDS = ("identity", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmo
 layouts = pytest.mark.parametrize("layout", FORMATS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("se_scale")
-    module.set_order(0, 0)
-    return module
 
 
 class Problem(NamedTuple):
