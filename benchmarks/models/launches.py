@@ -9,7 +9,6 @@ convolution, so the squeeze reads its map again.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.models import op_lists
 from benchmarks.models.op_lists import Op, Shape
-from benchmarks.report import write_section
+from benchmarks.report import section_main
 from fastcnn import _triton
 
 BATCH = 256
@@ -178,14 +177,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
-    args = parser.parse_args()
-    print(table())
-    if args.write:
-        write_section("launches", table())
-
-
 if __name__ == "__main__":
-    main()
+    section_main("launches", table, __doc__)

@@ -7,11 +7,10 @@ gates of squeeze-and-excitation in float32. Weights do not, as in the columns be
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.report import write_section
+from benchmarks.report import section_main
 from fastcnn.models import efficientnet, mobilenet_v1, mobilenet_v2, mobilenet_v3, shufflenet_v2
 from fastcnn.models.blocks import make_divisible
 
@@ -269,14 +268,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
-    args = parser.parse_args()
-    print(table())
-    if args.write:
-        write_section("bytes", table())
-
-
 if __name__ == "__main__":
-    main()
+    section_main("bytes", table, __doc__)

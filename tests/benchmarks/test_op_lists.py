@@ -224,7 +224,7 @@ def test_write_puts_the_table_between_its_markers(tmp_path, monkeypatch, capsys)
     results = tmp_path / "RESULTS.md"
     results.write_text("before\n<!-- bytes -->\nold\n<!-- /bytes -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["op_lists", "--write"])
-    op_lists.main()
+    report.section_main("bytes", op_lists.table, op_lists.__doc__)
     table = op_lists.table()
     assert results.read_text(encoding="utf-8") == f"before\n<!-- bytes -->\n{table}\n<!-- /bytes -->\nafter\n"
     assert capsys.readouterr().out == table + "\n"

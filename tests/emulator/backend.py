@@ -126,7 +126,8 @@ def _depthwise_conv2d_backward(
                 t.zero_()
     else:
         if through:
-            tensors = [address(t) for t in (x, weight, shift, dense(residual, last), grad)]
+            residual = dense(residual, last)  # held: its address is all that the kernel gets
+            tensors = [address(t) for t in (x, weight, shift, residual, grad)]
             kernels.gradient_of_z(dtype, tensors, address(z), *geometry, _ACTIVATIONS.index(activation))
         partials = torch.empty(kernels.partials(dtype, *geometry, mask[1], mask[2]), dtype=wide(x))
         results = [address(t) for t in found]
@@ -138,7 +139,7 @@ def _depthwise_conv2d_backward(
 def _slice(x: Tensor, last: bool) -> tuple[Tensor, int]:
     """(x where it lies, its step) when it is a range of channels of a dense map, else a dense copy and that one's."""
     step = x.stride(3 if last else 0) if x.dim() == 4 else 0
-    N, C, *size = x.shape
+    C, *size = x.shape[1:]
     pixels = x.shape[2:].numel()
     strides = (pixels * step, 1, size[-1] * step, step) if last else (step, pixels, size[-1], 1)
     if x.dim() == 4 and step >= (C if last else C * pixels) and x.stride() == strides:
