@@ -23,7 +23,9 @@ namespace fastcnn {
 
 constexpr int kMaxPoolThreads = 256;
 constexpr int kMaxPoolTaps = 4;               // loads under way where the window is not known to the compiler
-constexpr int kMaxPoolBackwardTaps = 2;       // at 4 ptxas 13.0 spills for sm_90
+constexpr int kMaxPoolBackwardTaps = 2;
+// Blocks on a multiprocessor: left to itself, ptxas 13.0 spills for the sake of more.
+constexpr int kMaxPoolBlocks = 3, kMaxPoolBackwardBlocks = 2;
 constexpr int64_t kMaxPoolMostRows = 4;       // pixels of a thread
 constexpr int64_t kMaxPoolFull = 132 * 2048;  // threads that fill an H100: with fewer left, each has fewer pixels
 
@@ -48,28 +50,34 @@ struct MaxPoolThread {
   }
 };
 
-// Calls take(t, v, inside) for the taps t of the window at (h0, w0) of an image, kBatch loads under way.
+// Calls take(t, v, inside) for the taps t of the window at (h0, w0) of an image. Under way at once are all of a window
+// that the compiler knows, of another kTaps in a row of it.
 template <int kLanes, int kKernel, int kTaps, typename S, typename Take>
 __device__ __forceinline__ void over_taps(const S* image, const MaxPoolPlan& p, int h0, int w0, bool wanted, Take take) {
-  constexpr int kBatch = kKernel > 0 ? kKernel * kKernel : kTaps;
-  const int kW = kKernel > 0 ? kKernel : p.kW, taps = kKernel > 0 ? kBatch : p.kH * p.kW;
+  constexpr bool kKnown = kKernel > 0;
+  constexpr int kSide = kKnown ? kKernel : 1, kBatch = kKnown ? kSide * kSide : kTaps;
+  const int rows = kKnown ? 1 : p.kH, columns = kKnown ? 1 : p.kW;
 #pragma unroll 1
-  for (int first = 0; first < taps; first += kBatch) {
-    Vec<S, kLanes> v[kBatch];
-    bool inside[kBatch];
+  for (int i = 0; i < rows; ++i) {
+#pragma unroll 1
+    for (int j = 0; j < columns; j += kBatch) {
+      Vec<S, kLanes> v[kBatch];
+      bool inside[kBatch];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      const int t = first + k, i = t / kW, h = h0 + i, w = w0 + t - i * kW;
-      inside[k] = wanted && t < taps && h >= 0 && h < p.H && w >= 0 && w < p.W;
-      v[k] = load<kLanes>(image + (int64_t(h) * p.W + w) * p.C, inside[k]);
+      for (int k = 0; k < kBatch; ++k) {
+        const int h = h0 + (kKnown ? k / kSide : i), w = w0 + (kKnown ? k % kSide : j + k);
+        inside[k] = wanted && (kKnown || j + k < p.kW) && h >= 0 && h < p.H && w >= 0 && w < p.W;
+        v[k] = load<kLanes>(image + (int64_t(h) * p.W + w) * p.C, inside[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) take(kKnown ? k : i * p.kW + j + k, v[k], inside[k]);
     }
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) take(first + k, v[k], inside[k]);
   }
 }
 
 template <typename S, int kLanes, int kKernel>
-__global__ void __launch_bounds__(kMaxPoolThreads) max_pool2d_forward_kernel(const S* x, S* y, MaxPoolPlan p) {
+__global__ void __launch_bounds__(kMaxPoolThreads, kMaxPoolBlocks)
+    max_pool2d_forward_kernel(const S* x, S* y, MaxPoolPlan p) {
   using A = Accumulator<S>;
   const MaxPoolThread t(p, p.Wo, kLanes);
   const S* image = x + t.n * p.H * p.W * p.C + t.c;
@@ -93,7 +101,7 @@ __global__ void __launch_bounds__(kMaxPoolThreads) max_pool2d_forward_kernel(con
 }
 
 template <typename S, int kLanes, int kKernel>
-__global__ void __launch_bounds__(kMaxPoolThreads)
+__global__ void __launch_bounds__(kMaxPoolThreads, kMaxPoolBackwardBlocks)
     max_pool2d_backward_kernel(const S* grad, const S* x, S* grad_x, MaxPoolPlan p) {
   using A = Accumulator<S>;
   const MaxPoolThread t(p, p.W, kLanes);

@@ -111,6 +111,21 @@ BUGS = {
         "activate(args.activation, scale, scale, args.N * args.C);",
     ),
     "se-pool-gradient": Bug("se_scale", "se_scale.kernel.cpp", "A(1.0 / double(HW))", "A(1)"),
+    "max-pool-last-of-equals": Bug(
+        "max_pool2d",
+        "max_pool2d.kernel.cpp",
+        "place = select(x <= x, select(x > best, at, place), at);",
+        "place = select(x <= x, select(best <= x, at, place), at);",
+    ),
+    "max-pool-drops-nan": Bug(
+        "max_pool2d",
+        "max_pool2d.kernel.cpp",
+        "return select(x <= x, select(x > best, x, best), x); }",
+        "return select(x > best, x, best); }",
+    ),
+    "max-pool-gradient-in-the-padding": Bug(
+        "max_pool2d", "max_pool2d.kernel.cpp", "if (place == 0 && left < 0) pixel = h.begin * g.W;", ""
+    ),
     "pool-gradient": Bug(
         "global_avg_pool",
         "global_avg_pool.kernel.cpp",
