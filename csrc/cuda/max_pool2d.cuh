@@ -29,8 +29,8 @@ constexpr int kMaxPoolBlocks = 3, kMaxPoolBackwardBlocks = 2;
 constexpr int64_t kMaxPoolMostRows = 4;       // pixels of a thread
 constexpr int64_t kMaxPoolFull = 132 * 2048;  // threads that fill an H100: with fewer left, each has fewer pixels
 
-// Of y forward, of grad_x backward: `strips` of `rows` pixels in a column, `units` vectors in a pixel. Sizes of a plane,
-// a window and a stride are below 2^30: so is every sum of two of them in int.
+// Of y forward, of grad_x backward: `strips` of `rows` pixels in a column, `units` vectors in a pixel. Sizes of a
+// plane, a window and a stride are below 2^30, so that every sum of two of them fits in int.
 struct MaxPoolPlan {
   int64_t N, C, units, strips;
   int H, W, Ho, Wo, kH, kW, stride_h, stride_w, pad_top, pad_left, rows;
@@ -53,7 +53,8 @@ struct MaxPoolThread {
 // Calls take(t, v, inside) for the taps t of the window at (h0, w0) of an image. Under way at once are all of a window
 // that the compiler knows, of another kTaps in a row of it.
 template <int kLanes, int kKernel, int kTaps, typename S, typename Take>
-__device__ __forceinline__ void over_taps(const S* image, const MaxPoolPlan& p, int h0, int w0, bool wanted, Take take) {
+__device__ __forceinline__ void over_taps(const S* image, const MaxPoolPlan& p, int h0, int w0, bool wanted,
+                                          Take take) {
   constexpr bool kKnown = kKernel > 0;
   constexpr int kSide = kKnown ? kKernel : 1, kBatch = kKnown ? kSide * kSide : kTaps;
   const int rows = kKnown ? 1 : p.kH, columns = kKnown ? 1 : p.kW;

@@ -123,8 +123,11 @@ BUGS = {
         "return select(x <= x, select(x > best, x, best), x); }",
         "return select(x > best, x, best); }",
     ),
-    "max-pool-gradient-in-the-padding": Bug(
-        "max_pool2d", "max_pool2d.kernel.cpp", "if (place == 0 && left < 0) pixel = h.begin * g.W;", ""
+    "max-pool-gradient-of-one-window": Bug(
+        "max_pool2d",
+        "max_pool2d.kernel.cpp",
+        "sums[pixel] += to_accumulator",
+        "sums[pixel] = to_accumulator",
     ),
     "pool-gradient": Bug(
         "global_avg_pool",

@@ -31,8 +31,8 @@ def check_forward_and_backward():
     for number, (name, (shape, window)) in enumerate(WINDOWS.items()):
         dtype = DTYPES[number % len(DTYPES)]
         for layout in ("nchw", "channels_last", LAYOUTS[2 + number % 3]):
-            op, exact = (functools.partial(f, kernel_size=window[0], stride=window[1], padding=window[2],
-                                           ceil_mode=len(window) > 3) for f in (fastcnn.ops.max_pool2d, _exact))  # fmt: skip
+            given = dict(zip(("kernel_size", "stride", "padding", "dilation", "ceil_mode"), window))
+            op, exact = (functools.partial(pool, **given) for pool in (fastcnn.ops.max_pool2d, _exact))
             compare(f"{name} {layout}", op, exact, {"x": draw(*shape, dtype=dtype)}, layout, 9)
 
 
