@@ -143,3 +143,18 @@ MUTANTS_AT_LENGTH |= {
     "bias-of-one-image": Mutant(SE, "left * right : left;", "left * right : left * (n == 0);", SE_TESTS),
     "scale-of-the-first-image": Mutant(SE, "load_lanes(scale + t.n * p.C + t.c", "load_lanes(scale + t.c", SE_TESTS),
 }
+MAX_POOL, MAX_POOL_TESTS = "csrc/cuda/max_pool2d.cuh", ("test_max_pool2d.py",)
+MUTANTS_AT_LENGTH |= {
+    "pool-halo": Mutant(MAX_POOL, "h >= 0 && h < p.H && w", "h >= 0 && h <= p.H && w", MAX_POOL_TESTS),
+    "pool-drops-nan": Mutant(
+        MAX_POOL, "!(value[e] <= best[e]) && best[e] == best[e]", "value[e] > best[e]", MAX_POOL_TESTS
+    ),
+    "last-of-equal-maxima": Mutant(MAX_POOL, "tap < own ?", "tap > own ?", MAX_POOL_TESTS),
+    "pool-strips-overlap": Mutant(
+        MAX_POOL, "int(rest % p.strips) * p.rows", "int(rest % p.strips)", MAX_POOL_TESTS
+    ),
+    "a-window-too-few": Mutant(
+        MAX_POOL, "down = (p.kH - 1) / p.stride_h", "down = (p.kH - 2) / p.stride_h", MAX_POOL_TESTS
+    ),
+    "misaligned-pool": Mutant(MAX_POOL, "g.C % kLanes == 0 && aligned", "g.C % kLanes == 0", MAX_POOL_TESTS),
+}
