@@ -72,14 +72,13 @@ def size_limits(build: Callable[[], nn.Module], input_size: list[int]) -> dict[s
     if not works(native):
         raise ValueError(f"size_limits: the net does not take {input_size}")
 
-    def bisect(good: int, bad: int) -> int:
-        while abs(good - bad) > 1:
-            middle = (good + bad) // 2
-            good, bad = (middle, bad) if works(middle) else (good, middle)
-        return good
-
-    limits = {"min_size": bisect(native, 0)}
+    # one by one: BN-Inception takes 32 and 224, but not 190, where its pools and its convolutions round differently
+    limits = {"min_size": next(filter(works, range(1, native + 1)))}
     larger = [2 * native, 2 * native + 1, 4 * native]
     if not any(map(works, larger)):
-        limits["max_size"] = bisect(native, larger[0])
+        good, bad = native, larger[0]
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if works(middle) else (good, middle)
+        limits["max_size"] = good
     return limits
