@@ -100,8 +100,8 @@ def compare_logits(found: Parity, facts: dict[str, Any], reference: str | None) 
         torch.manual_seed(0)
         kwargs = facts.get("reference_kwargs", {})
         theirs = reference_model(reference, **kwargs) if reference else create_model(found.model)
-        if found.input_size != facts["input_size"]:
-            _pool_globally(theirs)
+        if reference and reference.startswith("pytorchcv:"):
+            _any_size_and_layout(theirs, found.input_size != facts["input_size"])
         _fill(theirs)
         calibrate(theirs, found.input_size)
         ours = create_model(found.model, weights=theirs.state_dict()).eval()
@@ -147,11 +147,13 @@ def _fill(net: nn.Module) -> None:
             parameter.uniform_(0.8, 1.2)
 
 
-def _pool_globally(net: nn.Module) -> None:
-    """pytorchcv's last pool is 7x7; at the native size both are equal."""
+def _any_size_and_layout(net: nn.Module, smaller: bool) -> None:
+    """pytorchcv's last pool is 7x7, which is global at the native size; its heads flatten by view, of NCHW only."""
     features = getattr(net, "features", None)
-    if isinstance(getattr(features, "final_pool", None), nn.AvgPool2d):
+    if smaller and isinstance(getattr(features, "final_pool", None), nn.AvgPool2d):
         features.final_pool = nn.AdaptiveAvgPool2d(1)
+    if features is not None:
+        features.register_forward_hook(lambda module, args, output: output.contiguous())
 
 
 def _count(net: nn.Module) -> int:

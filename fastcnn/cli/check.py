@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
             result = check_model(name)
         except MissingReference as error:
             result = Parity(name, metadata(name)["reference"], problems=[str(error)])
+        except Exception as error:  # one net that fails must not lose what was found of the others
+            result = Parity(name, metadata(name)["reference"], problems=[f"{type(error).__name__}: {error}"])
         results.append(result)
         for problem in result.problems:
             warn(f"fastcnn check: {name}: {problem}")

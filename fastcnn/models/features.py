@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 REDUCTIONS = (2, 4, 8, 16, 32)
 INPUT = ".input"
+PRODUCTS = {"aten::addmm", "aten::mm", "aten::convolution", "fastcnn::conv_bn_act", "fastcnn::depthwise_conv2d"}
 
 
 class FeatureInfo(list):
@@ -103,6 +104,7 @@ class FeatureNet(nn.Module):
 class _Event(NamedTuple):
     time: int
     module: str
+    inside: tuple[str, ...]
     storage: int
     channels: int
     height: int
@@ -118,10 +120,14 @@ class _Recorder(TorchDispatchMode):
         self.born, self.read = {_storage(x): 0}, {}
         self.events: list[_Event] = []
         self.heights: dict[str, list[int]] = {}  # of a module: input, output for each call
+        self.inside: list[str] = []  # the modules that are running
+        self.products: list[int] = []  # times of convolutions and linear layers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.time += 1
+        if func._schema.name in PRODUCTS:
+            self.products.append(self.time)
         read = [s for s in map(_storage, _tensors((args, kwargs))) if s in self.born]
         self.read.update(dict.fromkeys(read, self.time))
         for tensor in _tensors(result) if read else ():
@@ -129,13 +135,22 @@ class _Recorder(TorchDispatchMode):
             self.born.setdefault(_storage(tensor), self.time)
         return result
 
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if module in self.names:
+            self.note(module, args, INPUT)
+            self.inside.append(self.names[module])
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module in self.names:
+            self.inside.pop()
+            self.note(module, output, "")
+
     def note(self, module: nn.Module, values: Any, suffix: str) -> None:
-        name, maps = self.names.get(module), [t for t in _tensors(values) if t.dim() == 4]
-        if name is None:
-            return
+        name, maps = self.names[module], [t for t in _tensors(values) if t.dim() == 4]
         self.heights.setdefault(name, []).append(maps[0].shape[2] if maps else 0)
         if len(maps) == 1:
-            self.events.append(_Event(self.time, name + suffix, _storage(maps[0]), *maps[0].shape[1:3]))
+            place = self.time, name + suffix, tuple(self.inside)
+            self.events.append(_Event(*place, _storage(maps[0]), *maps[0].shape[1:3]))
 
     def trunk(self) -> list[_Event]:
         """The maps that all that follows depends on; NASNet's cells read the one before, too."""
@@ -149,9 +164,7 @@ class _Recorder(TorchDispatchMode):
 
     def _of_a_stage(self, event: _Event) -> bool:
         """Not inside a block, and not of a module called twice. What reduces by 3 or more is a row of stages."""
-        parts = event.module.removesuffix(INPUT).split(".")
-        around = (self.heights.get(".".join(parts[:i])) for i in range(1, len(parts)))
-        if any(calls and calls[0] < 3 * calls[1] for calls in around):
+        if any(self.heights[name][0] < 3 * self.heights[name][1] for name in event.inside):
             return False
         return len(self.heights[event.module.removesuffix(INPUT)]) == 2
 
@@ -182,8 +195,8 @@ def find_maps(net: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     x = torch.empty(1, *input_size, device="meta")
     recorder = _Recorder(net, x)
     hooks = [  # those of all modules: one on a convolution would keep it from being fused
-        register_module_forward_pre_hook(lambda module, args: recorder.note(module, args, INPUT)),
-        register_module_forward_hook(lambda module, args, output: recorder.note(module, output, "")),
+        register_module_forward_pre_hook(recorder.enter),
+        register_module_forward_hook(recorder.leave),
     ]
     try:
         with torch.no_grad(), recorder:
@@ -201,7 +214,7 @@ def find_maps(net: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
             resized.add(event.storage)
         if event.storage not in resized and not (trunk and trunk[-1].storage == event.storage):
             trunk.append(event)
-    trunk = _without_head(net, trunk)
+    trunk = _without_head(net, trunk, sum(bool(trunk) and time > trunk[-1].time for time in recorder.products))
     last = {round(math.log2(input_size[1] / event.height)): event for event in trunk}
     return [
         {"num_chs": last[i].channels, "reduction": 2**i, "module": last[i].module}
@@ -210,11 +223,10 @@ def find_maps(net: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     ]
 
 
-def _without_head(net: nn.Module, trunk: list[_Event]) -> list[_Event]:
-    """A last 1x1 convolution belongs to the classifier where that is no more than one linear layer, as timm has it."""
-    linear = sum(isinstance(module, nn.Linear) for module in net.modules())
+def _without_head(net: nn.Module, trunk: list[_Event], behind: int) -> list[_Event]:
+    """``trunk`` without a last 1x1 convolution that only one layer, the classifier, is ``behind``, as timm has it."""
     for i in range(len(trunk) - 1, 0, -1):
-        if linear > 1 or trunk[i].module.endswith(INPUT) or trunk[i].height != trunk[i - 1].height:
+        if behind > 1 or trunk[i].module.endswith(INPUT) or trunk[i].height != trunk[i - 1].height:
             break
         convs = [m for m in net.get_submodule(trunk[i].module).modules() if isinstance(m, nn.Conv2d)]
         if convs:  # else its norm or activation

@@ -58,6 +58,16 @@ def test_a_wrong_activation_is_told_by_the_logits(capsys, monkeypatch):
     assert f"fastcnn check: {NAME}: logits: error" in captured.err and captured.out.rstrip().endswith("differs")
 
 
+def test_a_net_that_fails_does_not_lose_the_others(capsys, monkeypatch):
+    def broken(**kwargs):
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(registry._ENTRY_POINTS, "mobilenet_v1_x0_25", broken)
+    assert main(["check", "mobilenet_v1_x0_25", NAME, "--json"]) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["problems"] == ["RuntimeError: broken"] and not first["ok"] and second["ok"]
+
+
 def test_where_no_package_has_it_the_torch_backend_does(capsys, monkeypatch):
     facts_of(monkeypatch, reference=f"plain:{NAME}")
     assert main(["check", NAME]) == 0

@@ -31,6 +31,12 @@ TIMM = {
     "mobilenet_v2_x0_35": "mobilenetv2_035",
     "mobilenet_v3_large": "mobilenetv3_large_100",
     "mobilenet_v3_small": "mobilenetv3_small_100",
+    "mobilenetv3_large_100": "mobilenetv3_large_100",
+    "mnasnet1_0": "mnasnet_100",
+    "mnasnet_a1": "semnasnet_100",
+    "resnet18": "resnet18",
+    "bit_r50x1": "resnetv2_50x1_bit",
+    "senet154": "legacy_senet154",
 }
 OTHERS = {  # nets of other packages, for what ours of the same family look like: skips, cells, pads, ceil_mode, heads
     "torchvision:resnet18": [64, 64, 128, 256, 512],
