@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import Chain
 from fastcnn.models.registry import register
+from fastcnn.nn import MaxPool2d
 
 # A row is a convolution (channels, kernel, stride, padding, groups); a 0 closes a stage with its max pool.
 ONE_TOWER = [(64, 11, 4, 2, 1), 0, (192, 5, 1, 2, 1), 0, (384, 3, 1, 1, 1), (256, 3, 1, 1, 1), (256, 3, 1, 1, 1), 0]
@@ -53,7 +54,7 @@ class AlexNet(nn.Module):
             stage += 1
             if lrn and stage <= 2:
                 layers.append(nn.LocalResponseNorm(5, k=lrn_k))
-            layers.append(nn.MaxPool2d(pool, 2))
+            layers.append(MaxPool2d(pool, 2))
         self.features = Chain(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(size)
         self.classifier = Chain(

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 from fastcnn.ops import activation
 
 Row = tuple[int, int, int, int]  # channels, kernel, stride, padding
@@ -63,7 +63,7 @@ class StagedAlexNet(nn.Module):
             for j, row in enumerate(rows, start=1):
                 stage.add_module(f"unit{j}", ConvLRN(channels, row, lrn and i <= 2))
                 channels = row[0]
-            stage.add_module(f"pool{i}", nn.MaxPool2d(3, 2, ceil_mode=True))
+            stage.add_module(f"pool{i}", MaxPool2d(3, 2, ceil_mode=True))
             self.features.add_module(f"stage{i}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.output = nn.Sequential()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import LoneConv2d
 from fastcnn.models.registry import register
 from fastcnn.models.resnet_v2 import BatchNormLayers, ResNetV2
+from fastcnn.nn import MaxPool2d
 from fastcnn.ops import activation
 
 
@@ -41,7 +42,7 @@ class GroupNormLayers(BatchNormLayers):
     @staticmethod
     def stem_pool() -> nn.Module:
         # the zeros take part in the maximum: the stem's output has no ReLU
-        return nn.Sequential(nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2))
+        return nn.Sequential(nn.ConstantPad2d(1, 0.0), MaxPool2d(3, 2))
 
     @staticmethod
     def norm_act(norm: nn.Module, x: Tensor) -> Tensor:

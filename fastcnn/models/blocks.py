@@ -108,7 +108,7 @@ class Chain(nn.Module):
             the convolution, norm or other layer before it. A batch norm joins the convolution before it.
     Raises: ValueError for an activation without a kernel, or without a layer before it.
 
-    >>> Chain(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), "relu", nn.MaxPool2d(2))(torch.zeros(1, 3, 8, 8)).shape
+    >>> Chain(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), "relu", nn.AvgPool2d(2))(torch.zeros(1, 3, 8, 8)).shape
     torch.Size([1, 8, 3, 3])
     """
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.inception_blocks import Branches, InceptionConv
 from fastcnn.models.registry import register
-from fastcnn.nn import SqueezeExcite
+from fastcnn.nn import MaxPool2d, SqueezeExcite
 
 
 class Row(NamedTuple):
@@ -56,7 +56,7 @@ class InceptionUnit(nn.Module):
     def __init__(self, in_channels: int, row: Row, reduction: int) -> None:
         super().__init__()
         stride = 1 if row.c1 else 2
-        pool = nn.AvgPool2d(3, 1, 1) if row.pool == "avg" else nn.MaxPool2d(3, stride, stride % 2, ceil_mode=True)
+        pool = nn.AvgPool2d(3, 1, 1) if row.pool == "avg" else MaxPool2d(3, stride, stride % 2, ceil_mode=True)
         branches: list[nn.Module] = [
             _convs(in_channels, (row.r3, 1, 1), (row.c3, 3, stride)),
             _convs(in_channels, (row.rd, 1, 1), (row.cd, 3, 1), (row.cd, 3, stride)),
@@ -81,9 +81,9 @@ class Stem(nn.Module):
     def __init__(self, in_chans: int) -> None:
         super().__init__()
         self.conv1 = InceptionConv(in_chans, 64, 7, 2, bias=True, eps=1e-5)
-        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool1 = MaxPool2d(3, 2, ceil_mode=True)
         self.conv2 = _convs(64, (64, 1, 1), (192, 3, 1))
-        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool2 = MaxPool2d(3, 2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool2(self.conv2(self.pool1(self.conv1(x))))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import BatchNormAct2d, fused_conv_bn_act
+from fastcnn.nn import BatchNormAct2d, MaxPool2d, fused_conv_bn_act
 
 # Table 1: layers of the dense blocks.
 D121 = 6, 12, 24, 16
@@ -103,7 +103,7 @@ class DenseNet(nn.Module):
         self.features = Features()
         self.features.add_module("conv0", nn.Conv2d(in_chans, channels, 7, 2, 3, bias=False))
         self.features.add_module("norm0", nn.BatchNorm2d(channels))
-        self.features.add_module("pool0", nn.MaxPool2d(3, 2, 1))
+        self.features.add_module("pool0", MaxPool2d(3, 2, 1))
         for i, layers in enumerate(block_config, start=1):
             if i > 1:
                 self.features.add_module(f"transition{i - 1}", Transition(channels, int(channels * compression)))

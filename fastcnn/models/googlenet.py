@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.inception_blocks import Branches, InceptionConv, inception_branch
 from fastcnn.models.registry import register
+from fastcnn.nn import MaxPool2d
 from fastcnn.ops import activation
 
 
@@ -53,7 +54,7 @@ def inception(in_channels: int, row: Row, kernel: int, norm: bool) -> Branches:
         branch1=inception_branch(in_channels, (row.c1, 1), norm=norm),
         branch2=inception_branch(in_channels, (row.r3, 1), (row.c3, 3), norm=norm),
         branch3=inception_branch(in_channels, (row.r5, 1), (row.c5, kernel), norm=norm),
-        branch4=inception_branch(in_channels, (row.cp, 1), pool=nn.MaxPool2d(3, 1, 1), norm=norm),
+        branch4=inception_branch(in_channels, (row.cp, 1), pool=MaxPool2d(3, 1, 1), norm=norm),
     )
 
 
@@ -94,18 +95,18 @@ class GoogLeNet(nn.Module):
         super().__init__()
         norm = not published
         self.conv1 = InceptionConv(in_chans, 64, 7, 2, norm=norm)
-        self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool1 = MaxPool2d(3, 2, ceil_mode=True)
         self.norm1 = nn.LocalResponseNorm(5) if published else nn.Identity()
         self.conv2 = InceptionConv(64, 64, 1, norm=norm)
         self.conv3 = InceptionConv(64, 192, 3, norm=norm)
         self.norm2 = nn.LocalResponseNorm(5) if published else nn.Identity()
-        self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool2 = MaxPool2d(3, 2, ceil_mode=True)
         channels, taps = 192, {}
         for name, row in ROWS.items():
             self.add_module(f"inception{name}", inception(channels, row, 5 if published else 3, norm))
             taps[name] = channels = row.c1 + row.c3 + row.c5 + row.cp
-        self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.maxpool4 = nn.MaxPool2d(3 if published else 2, 2, ceil_mode=True)
+        self.maxpool3 = MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool4 = MaxPool2d(3 if published else 2, 2, ceil_mode=True)
         self.aux_logits = aux_logits
         if aux_logits:
             for key, name in (("aux1", "4a"), ("aux2", "4d")):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import ConvBNChain, init_weights, pool_flatten
 from fastcnn.models.googlenet import ROWS, Row
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 
 
 def _convs(in_channels: int, *steps: tuple[int, int]) -> ConvBNChain:
@@ -32,7 +32,7 @@ class Inception(nn.Module):
         self.b1 = _convs(in_channels, (row.c1, 1))
         self.b2 = _convs(in_channels, (row.r3, 1), (row.c3, 3))
         self.b3 = _convs(in_channels, (row.r5, 1), (row.c5, 3), (row.c5, 3))
-        self.b4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(in_channels, row.cp, 1), nn.BatchNorm2d(row.cp))
+        self.b4 = nn.Sequential(MaxPool2d(3, 1, 1), nn.Conv2d(in_channels, row.cp, 1), nn.BatchNorm2d(row.cp))
 
     def forward(self, x: Tensor) -> Tensor:
         pool, conv, bn = self.b4
@@ -49,7 +49,7 @@ class GoogLeNetCifar(nn.Module):
         for name, row in ROWS.items():
             self.add_module(name[::-1], Inception(channels, row))
             channels = row.c1 + row.c3 + row.c5 + row.cp
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = MaxPool2d(3, 2, 1)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, num_classes)
         init_weights(self)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 
 # 3x3 layers; a max pool halves the map between the rows.
 WIDTHS = [[16, 16, 16], [32, 32, 32], [48, 48, 64]]
@@ -60,7 +60,7 @@ class HighwayCNN(nn.Module):
         channels = in_chans
         for i, row in enumerate(widths, start=1):
             if i > 1:
-                self.features.add_module(f"pool{i}", nn.MaxPool2d(2))
+                self.features.add_module(f"pool{i}", MaxPool2d(2))
             stage = nn.Sequential()
             for width in row:
                 stage.append(Highway(width, gate_bias) if width == channels else Plain(channels, width))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.inception_blocks import Branches, InceptionConv, scaled_residual
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_bn_act
+from fastcnn.nn import MaxPool2d, fused_bn_act
 
 REPEATS = (5, 10, 5)  # of the residual modules A, B, C
 SCALES = (0.17, 0.10, 0.20)
@@ -62,7 +62,7 @@ class Reduction(nn.Module):
 
     def __init__(self, in_channels: int, table: list[Steps]) -> None:
         super().__init__()
-        pool = {f"branch{len(table) + 1}": nn.MaxPool2d(3, 2)}
+        pool = {f"branch{len(table) + 1}": MaxPool2d(3, 2)}
         self.branches = Branches(**_branches(in_channels, table), **pool)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def stem(in_chans: int) -> nn.Sequential:
             conv1=InceptionConv(in_chans, 32, 3, 2, padding=0),
             conv2=InceptionConv(32, 32, 3, padding=0),
             conv3=InceptionConv(32, 64, 3),
-            pool=nn.MaxPool2d(3, 2),
+            pool=MaxPool2d(3, 2),
             conv4=InceptionConv(64, 80, 1),
             conv5=InceptionConv(80, 192, 3, padding=0),
             conv6=InceptionConv(192, 256, 3, 2, padding=0),

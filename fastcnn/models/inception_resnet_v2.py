@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.inception_blocks import Branches, InceptionConv, inception_branch, scaled_residual
 from fastcnn.models.registry import register
+from fastcnn.nn import MaxPool2d
 
 REPEATS = (10, 20, 9)  # of the residual modules at 35x35, 17x17, 8x8
 SCALES = (0.17, 0.10, 0.20)
@@ -75,10 +76,10 @@ class InceptionResNetV2(nn.Module):
         self.conv2d_1a = InceptionConv(in_chans, 32, 3, 2, padding=0)
         self.conv2d_2a = InceptionConv(32, 32, 3, padding=0)
         self.conv2d_2b = InceptionConv(32, 64, 3)
-        self.maxpool_3a = nn.MaxPool2d(3, 2)
+        self.maxpool_3a = MaxPool2d(3, 2)
         self.conv2d_3b = InceptionConv(64, 80, 1)
         self.conv2d_4a = InceptionConv(80, 192, 3, padding=0)
-        self.maxpool_5a = nn.MaxPool2d(3, 2)
+        self.maxpool_5a = MaxPool2d(3, 2)
         self.mixed_5b = Branches(
             branch0=inception_branch(192, (96, 1)),
             branch1=inception_branch(192, (48, 1), (64, 5)),
@@ -89,14 +90,14 @@ class InceptionResNetV2(nn.Module):
         self.mixed_6a = Branches(  # figure 7
             branch0=inception_branch(320, (384, 3, 2, 0)),
             branch1=inception_branch(320, (256, 1), (256, 3), (384, 3, 2, 0)),
-            branch2=nn.MaxPool2d(3, 2),
+            branch2=MaxPool2d(3, 2),
         )
         self.repeat_1 = nn.Sequential(*(module_b(SCALES[1]) for _ in range(REPEATS[1])))
         self.mixed_7a = Branches(  # figure 18
             branch0=inception_branch(1088, (256, 1), (384, 3, 2, 0)),
             branch1=inception_branch(1088, (256, 1), (288, 3, 2, 0)),
             branch2=inception_branch(1088, (256, 1), (288, 3), (320, 3, 2, 0)),
-            branch3=nn.MaxPool2d(3, 2),
+            branch3=MaxPool2d(3, 2),
         )
         self.repeat_2 = nn.Sequential(*(module_c(SCALES[2]) for _ in range(REPEATS[2])))
         self.block8 = module_c(1.0, activation="identity")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.inception_blocks import InceptionConv
 from fastcnn.models.registry import register
+from fastcnn.nn import MaxPool2d
+from fastcnn.ops import max_pool2d
 
 Branch = list[tuple[Any, ...]]  # (channels, kernel[, stride, padding]) of each step; two in a tuple stand side by side
 
@@ -50,11 +52,8 @@ MODULE_C: dict[str, Branch] = {  # figure 7, at 8x8
 }
 # Reductions, figure 10: a pool without a convolution is the max pool.
 TO_17 = {"branch3x3": [(384, 3, 2, 0)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2, 0)], "branch_pool": []}
-TO_8: dict[str, Branch] = {
-    "branch3x3": [(192, 1), (320, 3, 2, 0)],
-    "branch7x7x3": [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2, 0)],
-    "branch_pool": [],
-}
+SEVEN = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2, 0)]
+TO_8 = {"branch3x3": [(192, 1), (320, 3, 2, 0)], "branch7x7x3": SEVEN, "branch_pool": []}
 MODULES = {
     "5b": module_a(32), "5c": module_a(64), "5d": module_a(64), "6a": TO_17,
     "6b": module_b(128), "6c": module_b(160), "6d": module_b(160), "6e": module_b(192), "7a": TO_8,
@@ -83,7 +82,7 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
         for name, chain in self.chains.items():
-            y = x if name != "branch_pool" else F.avg_pool2d(x, 3, 1, 1) if chain else F.max_pool2d(x, 3, 2)
+            y = x if name != "branch_pool" else F.avg_pool2d(x, 3, 1, 1) if chain else max_pool2d(x, 3, 2)
             for sides in chain:
                 parts = [self._modules[side](y) for side in sides]
                 y = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -116,7 +115,7 @@ class InceptionV3(nn.Module):
         self.Conv2d_2b_3x3 = InceptionConv(32, 64, 3)
         self.Conv2d_3b_1x1 = InceptionConv(64, 80, 1)
         self.Conv2d_4a_3x3 = InceptionConv(80, 192, 3, padding=0)
-        self.maxpool = nn.MaxPool2d(3, 2)
+        self.maxpool = MaxPool2d(3, 2)
         channels = 192
         for name, branches in MODULES.items():
             self.add_module(f"Mixed_{name}", mixed := Mixed(channels, branches))
@@ -135,8 +134,8 @@ class InceptionV3(nn.Module):
             x = self._modules[f"Mixed_{name}"](x)
             if name == "6e":
                 aux = self.AuxLogits(x) if self.aux_logits and self.training else None
-        logits = self.fc(self.dropout(pool_flatten(x)))
-        return logits if aux is None else InceptionOutputs(logits, aux)
+        x = self.fc(self.dropout(pool_flatten(x)))
+        return x if aux is None else InceptionOutputs(x, aux)
 
 
 @register("inception_v3", "inceptionv3")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.inception_blocks import Branches, InceptionConv, inception_branch
 from fastcnn.models.registry import register
+from fastcnn.nn import MaxPool2d
 
 REPEATS = (4, 7, 3)  # of the modules A, B, C
 
@@ -23,12 +24,12 @@ def stem(in_chans: int) -> list[nn.Module]:
         InceptionConv(in_chans, 32, 3, 2, padding=0),
         InceptionConv(32, 32, 3, padding=0),
         InceptionConv(32, 64, 3),
-        Branches(maxpool=nn.MaxPool2d(3, 2), conv=InceptionConv(64, 96, 3, 2, padding=0)),
+        Branches(maxpool=MaxPool2d(3, 2), conv=InceptionConv(64, 96, 3, 2, padding=0)),
         Branches(
             branch0=inception_branch(160, (64, 1), (96, 3, 1, 0)),
             branch1=inception_branch(160, (64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1, 0)),
         ),
-        Branches(conv=InceptionConv(192, 192, 3, 2, padding=0), maxpool=nn.MaxPool2d(3, 2)),
+        Branches(conv=InceptionConv(192, 192, 3, 2, padding=0), maxpool=MaxPool2d(3, 2)),
     ]
 
 
@@ -47,7 +48,7 @@ def reduction_a() -> Branches:
     return Branches(
         branch0=inception_branch(384, (384, 3, 2, 0)),
         branch1=inception_branch(384, (192, 1), (224, 3), (256, 3, 2, 0)),
-        branch2=nn.MaxPool2d(3, 2),
+        branch2=MaxPool2d(3, 2),
     )
 
 
@@ -66,7 +67,7 @@ def reduction_b() -> Branches:
     return Branches(
         branch0=inception_branch(1024, (192, 1), (192, 3, 2, 0)),
         branch1=inception_branch(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, 0)),
-        branch2=nn.MaxPool2d(3, 2),
+        branch2=MaxPool2d(3, 2),
     )
 
 

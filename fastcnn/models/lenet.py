@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import Chain
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 from fastcnn.ops import activation
 
 MAPS, UNITS = (6, 16), (120, 84)  # C1 and C3, C5 and F6
@@ -50,9 +50,9 @@ class LeNet5Cifar(nn.Module):
     def __init__(self, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, MAPS[0], 5)
-        self.pool1 = nn.MaxPool2d(2)
+        self.pool1 = MaxPool2d(2)
         self.conv2 = nn.Conv2d(*MAPS, 5)
-        self.pool2 = nn.MaxPool2d(2)
+        self.pool2 = MaxPool2d(2)
         self.fc1 = nn.Linear(MAPS[1] * 5 * 5, UNITS[0])
         self.fc2 = nn.Linear(*UNITS)
         self.fc3 = nn.Linear(UNITS[1], num_classes)
@@ -69,7 +69,7 @@ class LeNetBN(Chain):
     def __init__(self, num_classes: int = 10, in_chans: int = 1) -> None:
         layers: list[nn.Module | str] = []
         for channels, maps in zip((in_chans, *MAPS), MAPS, strict=False):
-            layers += [nn.Conv2d(channels, maps, 5), nn.BatchNorm2d(maps), "sigmoid", nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(channels, maps, 5), nn.BatchNorm2d(maps), "sigmoid", MaxPool2d(2)]
         layers.append(nn.Flatten())
         for width, units in zip((MAPS[1] * 4 * 4, *UNITS), UNITS, strict=False):
             layers += [nn.Linear(width, units), nn.BatchNorm1d(units), "sigmoid"]

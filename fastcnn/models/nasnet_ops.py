@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.nn import Conv2dSame, fused_conv_bn_act
+from fastcnn.ops import max_pool2d
 
 
 class Names(NamedTuple):
@@ -73,7 +74,7 @@ class Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         padding = (x.shape[2] % 2, x.shape[3] % 2) if self.same else 1
         if self.op == "max":
-            return F.max_pool2d(x, 3, self.stride, padding, ceil_mode=self.same)
+            return max_pool2d(x, 3, self.stride, padding, ceil_mode=self.same)
         return F.avg_pool2d(x, 3, self.stride, padding, self.same, False, self.divisor)
 
 

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import Chain, pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 
-Pool = type[nn.MaxPool2d] | type[nn.AvgPool2d]
+Pool = type[MaxPool2d] | type[nn.AvgPool2d]
 
 # Kernel, stride and padding of a stage's first convolution, widths of all (None: the classes), the pool behind it.
 CIFAR10: list[tuple[int, int, int, list[int | None], Pool | None]] = [
-    (5, 1, 2, [192, 160, 96], nn.MaxPool2d),
+    (5, 1, 2, [192, 160, 96], MaxPool2d),
     (5, 1, 2, [192, 192, 192], nn.AvgPool2d),
     (3, 1, 1, [192, 192, None], None),
 ]
 IMAGENET: list[tuple[int, int, int, list[int | None], Pool | None]] = [
-    (11, 4, 0, [96, 96, 96], nn.MaxPool2d),
-    (5, 1, 2, [256, 256, 256], nn.MaxPool2d),
-    (3, 1, 1, [384, 384, 384], nn.MaxPool2d),
+    (11, 4, 0, [96, 96, 96], MaxPool2d),
+    (5, 1, 2, [256, 256, 256], MaxPool2d),
+    (3, 1, 1, [384, 384, 384], MaxPool2d),
     (3, 1, 1, [1024, 1024, None], None),
 ]
 

@@ -13,7 +13,7 @@ from fastcnn.models.blocks import ConvBN, init_convolutions, numbered, pool_flat
 from fastcnn.models.registry import register
 from fastcnn.models.resnet import REPEATS as RESNET_REPEATS
 from fastcnn.models.resnet import WIDTHS
-from fastcnn.nn import fused_bn_act, fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_bn_act, fused_conv_bn_act
 
 REPEATS = RESNET_REPEATS | {200: [3, 24, 36, 3]}
 
@@ -69,7 +69,7 @@ class Stem(ConvBN):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 7, 2)
-        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.pool = MaxPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(super().forward(x))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import conv_bn, init_convolutions, make_divisible, pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import ConvBNAct, SqueezeExcite, fused_conv_bn_act
+from fastcnn.nn import ConvBNAct, MaxPool2d, SqueezeExcite, fused_conv_bn_act
 from fastcnn.ops import activation
 
 REPEATS = {
@@ -108,7 +108,7 @@ class ResNet(nn.Module):
         super().__init__()
         block, repeats = BasicBlock if layers < 50 else Bottleneck, REPEATS[layers]
         self.conv1, self.bn1 = conv_bn(in_chans, 64, 7, 2)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = MaxPool2d(3, 2, 1)
         self.layer1, self.layer2, self.layer3, self.layer4 = make_stages(block, 64, WIDTHS, repeats, **block_kwargs)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(block.expansion * WIDTHS[-1], num_classes)

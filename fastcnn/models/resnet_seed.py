@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import conv_bn, init_convolutions, pool_flatten
 from fastcnn.models.registry import register
 from fastcnn.models.resnet import REPEATS, WIDTHS, BasicBlock, Bottleneck, make_stages
-from fastcnn.nn import ConvBNAct, fused_conv_bn_act
+from fastcnn.nn import ConvBNAct, MaxPool2d, fused_conv_bn_act
 
 CIFAR_WIDTHS = [16, 32, 64]
 
@@ -65,7 +65,7 @@ class SeedResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = ConvBNAct(in_chans, 64, 7, 2)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if maxpool else nn.Identity()
+        self.maxpool = MaxPool2d(3, 2, 1) if maxpool else nn.Identity()
         self.stage1, self.stage2, self.stage3, self.stage4 = make_stages(ShortcutBottleneck, 64, WIDTHS, repeats)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(ShortcutBottleneck.expansion * WIDTHS[-1], num_classes)

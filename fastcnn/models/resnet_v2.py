@@ -13,7 +13,7 @@ from fastcnn.models.blocks import LoneConv2d, init_convolutions
 from fastcnn.models.preact_resnet import REPEATS
 from fastcnn.models.registry import register
 from fastcnn.models.resnet import WIDTHS
-from fastcnn.nn import GlobalAvgPool2d, fused_bn_act, fused_conv_bn_act
+from fastcnn.nn import GlobalAvgPool2d, MaxPool2d, fused_bn_act, fused_conv_bn_act
 
 
 class BatchNormLayers:
@@ -29,7 +29,7 @@ class BatchNormLayers:
 
     @staticmethod
     def stem_pool() -> nn.Module:
-        return nn.MaxPool2d(3, 2, 1)
+        return MaxPool2d(3, 2, 1)
 
     @staticmethod
     def norm_act(norm: nn.Module, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import conv_bn, init_convolutions, pool_flatten
 from fastcnn.models.registry import register
 from fastcnn.models.resnet import REPEATS, WIDTHS
-from fastcnn.nn import ConvBNAct, SqueezeExcite, fused_conv_bn_act
+from fastcnn.nn import ConvBNAct, MaxPool2d, SqueezeExcite, fused_conv_bn_act
 from fastcnn.ops import activation
 
 STEM, DEEP_STEM = [(64, 7, 2, 1)], [(64, 3, 2, 1), (64, 3, 1, 1), (128, 3, 1, 1)]
@@ -82,7 +82,7 @@ class SENet(nn.Module):
     ) -> None:
         super().__init__()
         self.layer0 = Siblings(in_chans, DEEP_STEM if deep else STEM)
-        self.pool0 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool0 = MaxPool2d(3, 2, ceil_mode=True)
         channels = 128 if deep else 64
         for i, (width, n) in enumerate(zip(WIDTHS, repeats, strict=True), start=1):
             blocks = []

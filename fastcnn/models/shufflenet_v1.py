@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcnn import ops
 from fastcnn.models.blocks import ConvBN, init_weights, pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import SqueezeExcite, fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, SqueezeExcite, fused_conv_bn_act
 
 REPEATS = [4, 8, 4]  # table 1: units of stages 2, 3 and 4, the first of each with stride 2
 
@@ -85,7 +85,7 @@ class ShuffleNetV1(nn.Module):
         channels = stem or int(24 * scale)
         self.features = nn.Sequential()
         self.features.add_module("init_block", ConvBN(in_chans, channels, 3, 2))
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = MaxPool2d(3, 2, 1)
         for i, (repeats, width) in enumerate(zip(REPEATS, CHANNELS[groups], strict=True), start=1):
             stage, out_channels = nn.Sequential(), int(width * scale)
             for j in range(1, repeats + 1):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcnn.models.blocks import ConvBN, init_weights, pool_flatten
 from fastcnn.models.registry import register
 from fastcnn.models.shufflenet_v2 import CHANNELS, REPEATS
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 from fastcnn.ops import channel_shuffle, channel_shuffle_concat
 
 
@@ -86,7 +86,7 @@ class ShuffleNetV2CV(nn.Module):
     ) -> None:
         super().__init__()
         channels, *stages, last = CHANNELS[width]
-        pool = nn.MaxPool2d(3, 2, 0 if ceil_mode else 1, ceil_mode=ceil_mode)
+        pool = MaxPool2d(3, 2, 0 if ceil_mode else 1, ceil_mode=ceil_mode)
         self.features = nn.Sequential()
         init_block = OrderedDict(conv=ConvBN(in_chans, channels, 3, 2), pool=pool)
         self.features.add_module("init_block", nn.Sequential(init_block))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcnn import ops
 from fastcnn.models.blocks import ConvBNChain, init_weights, pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import ConvBNAct, SqueezeExcite, fused_conv_bn_act
+from fastcnn.nn import ConvBNAct, MaxPool2d, SqueezeExcite, fused_conv_bn_act
 
 V50 = ([3, 4, 6, 3], [244, 488, 976, 1952], [64])  # repeats, channels, stem
 V164 = ([10, 10, 23, 10], [340, 680, 1360, 2720], [64, 64, 128])
@@ -78,7 +78,7 @@ class ShuffleNetV2Large(nn.Module):
         widths = [in_chans, *stem]
         convs = [ConvBNAct(a, b, 3, 2 if i == 0 else 1) for i, (a, b) in enumerate(zip(widths, stem, strict=False))]
         self.conv1 = nn.Sequential(*convs)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = MaxPool2d(3, 2, 1)
         width = stem[-1]
         for i, (count, out_channels) in enumerate(zip(repeats, channels, strict=True), start=2):
             stage = nn.Sequential()

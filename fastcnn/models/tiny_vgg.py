@@ -7,6 +7,7 @@ from torch import nn
 
 from fastcnn.models.blocks import Chain
 from fastcnn.models.registry import register
+from fastcnn.nn import MaxPool2d
 
 
 class TinyVGG(Chain):
@@ -15,7 +16,7 @@ class TinyVGG(Chain):
     def __init__(self, num_classes: int = 10, in_chans: int = 3, image_size: int = 64, width: int = 10) -> None:
         layers: list[nn.Module | str] = []
         for channels in (in_chans, width):
-            layers += [nn.Conv2d(channels, width, 3), "relu", nn.Conv2d(width, width, 3), "relu", nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(channels, width, 3), "relu", nn.Conv2d(width, width, 3), "relu", MaxPool2d(2)]
         side = ((image_size - 4) // 2 - 4) // 2
         super().__init__(*layers, nn.Flatten(), nn.Linear(width * side**2, num_classes))
 

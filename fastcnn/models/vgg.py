@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import Chain, init_weights
 from fastcnn.models.registry import register
-from fastcnn.nn import SqueezeExcite
+from fastcnn.nn import MaxPool2d, SqueezeExcite
 
 WIDTHS = [64, 128, 256, 512, 512]
 
@@ -31,7 +31,7 @@ def vgg_features(depth: int, in_chans: int, batch_norm: bool, reduction: int = 0
             if reduction:
                 layers.append(SqueezeExcite(width, width // reduction, "relu", "sigmoid"))
             channels = width
-        layers.append(nn.MaxPool2d(2))
+        layers.append(MaxPool2d(2))
     return Chain(*layers)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import init_weights, pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import fused_conv_bn_act
+from fastcnn.nn import MaxPool2d, fused_conv_bn_act
 from fastcnn.ops import activation
 
 # Figure 5, a block a line: channels of its separable convolutions, stride of the pool that ends it.
@@ -55,7 +55,7 @@ class Block(nn.Module):
             self.rep.add_module(f"{3 * i + first}", SeparableConv2d(in_channels, width))
             self.rep.add_module(f"{3 * i + first + 1}", nn.BatchNorm2d(width))
             in_channels = width
-        self.pool = nn.MaxPool2d(3, stride, 1)
+        self.pool = MaxPool2d(3, stride, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         *inner, last, last_bn = self.rep

@@ -18,7 +18,7 @@ OURS = {
     for op in (
         "convolution conv2d _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm relu relu_ hardtanh "
         "hardtanh_ clamp_min hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ sigmoid sigmoid_ mean "
-        "channel_shuffle native_channel_shuffle pixel_shuffle"
+        "max_pool2d max_pool2d_with_indices channel_shuffle native_channel_shuffle pixel_shuffle"
     ).split()
 }
 FEW_MACS = 6e9
