@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every net of the collection against its reference: keys, shapes, counts and multiply-adds; logits; a training step."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastcnn.models import create_model, metadata
+from fastcnn.models import canonical_name, create_model, list_models, metadata
+from fastcnn.models.registry import _ENTRY_POINTS
 from fastcnn.models.weights import to_own_layout
 from tests.models.collection import COLLECTION, REPRESENTATIVE
 from tests.parity import FORMATS, assert_eval_parity, assert_train_parity, build_pair, build_reference
@@ -55,6 +59,11 @@ def _pair_without_values(name: str) -> tuple[nn.Module, nn.Module]:
         return create_model(name), build_reference(facts["reference"], **facts.get("reference_kwargs", {}))
 
 
+def _norms(net: nn.Module) -> Counter:
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    return Counter((m.eps, getattr(m, "momentum", None)) for m in net.modules() if isinstance(m, kinds))
+
+
 @pytest.mark.parametrize("name", _short(COLLECTION))
 def test_structure(name: str) -> None:
     facts = COLLECTION[name]
@@ -62,6 +71,7 @@ def test_structure(name: str) -> None:
     own, state = ours.state_dict(), theirs.state_dict()
     mapped = to_own_layout(state, own, metadata(name).get("also_loads", []))
     assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in mapped.items()}
+    assert _norms(ours) == _norms(theirs)
     parameters = sum(p.numel() for p in ours.parameters())
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -86,6 +96,13 @@ def test_nothing_runs_on_torch_where_ours_exists(name: str) -> None:
     with torch.no_grad(), Recorded() as recorded:
         ours(torch.empty(1, *facts["input_size"], device="meta"))
     assert not recorded.names & OURS
+
+
+def test_every_family_is_represented() -> None:
+    def files(names: Iterable[str]) -> set[str]:
+        return {_ENTRY_POINTS[canonical_name(name)].__module__.rpartition(".")[2] for name in names}
+
+    assert files(list_models()) == files(REPRESENTATIVE)
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
