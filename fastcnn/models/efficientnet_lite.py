@@ -34,7 +34,8 @@ def efficientnet_lite0(**kwargs: Any) -> EfficientNetLite:
 @register("efficientnet_lite0_ml")
 def efficientnet_lite0_ml(**kwargs: Any) -> EfficientNetLite:
     """EfficientNet-Lite0 with the padding and the defaults of efficientnet-lite-pytorch."""
-    return EfficientNetLite(1.0, 1.0, **{"padding": "static", "momentum": 1 - 0.99, "dropout": 0.2, **kwargs})
+    defaults = {"padding": "static", "momentum": 1 - 0.99, "dropout": 0.2, "stochastic_depth": 0.2}
+    return EfficientNetLite(1.0, 1.0, **{**defaults, **kwargs})
 
 
 @register("efficientnet_lite1", "tf_efficientnet_lite1")

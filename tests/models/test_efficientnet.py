@@ -6,7 +6,7 @@ import torch
 
 from fastcnn.models import create_model, metadata
 from fastcnn.models.efficientnet import PHI, EfficientNet, compound_scaling
-from tests.parity import assert_eval_parity, build_pair
+from tests.parity import FORMATS, assert_eval_parity, assert_train_parity, build_pair
 
 # Width, depth and resolution of the released nets.
 RELEASED = [
@@ -40,6 +40,19 @@ def test_depth_and_width_are_parameters() -> None:
     with torch.device("meta"):
         nets = [EfficientNet(*compound_scaling(PHI[2])[:2]), create_model("efficientnet_b2")]
     assert [sum(p.numel() for p in net.parameters()) for net in nets] == [9_109_994] * 2
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0_lukemelas", "efficientnet_lite0_ml"])
+def test_stochastic_depth_grows_to_a_fifth(name: str) -> None:
+    with torch.device("meta"):
+        net = create_model(name)
+    assert [block.drop for stage in net.blocks for block in stage] == pytest.approx([0.2 * i / 16 for i in range(16)])
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_training_step_with_same_padding(memory_format: str) -> None:
+    ours, theirs = build_pair("tf_efficientnet_b0")
+    assert_train_parity(ours, theirs, torch.randn(2, 3, 65, 97), FORMATS[memory_format])
 
 
 @pytest.mark.parametrize(
