@@ -147,6 +147,8 @@ _BUILDERS = {
     "channel_shuffle_concat": _channel_shuffle_concat,
     "se_scale": _se_scale,
     "global_avg_pool": lambda x: (lambda: fastcnn.ops.global_avg_pool(x), lambda: F.adaptive_avg_pool2d(x, 1)),
+    "max_pool2d": lambda x, *window: (lambda: fastcnn.ops.max_pool2d(x, *window[:3], ceil_mode=window[3]),
+                                      lambda: F.max_pool2d(x, *window[:3], ceil_mode=window[3])),
     "hardswish": lambda x: (lambda: fastcnn.ops.hardswish(x), lambda: F.hardswish(x)),
     "activation": lambda x, kind: (lambda: fastcnn.ops.activation(x, kind), lambda: _FRESH[kind](x)),
 }

@@ -13,6 +13,7 @@ import json
 import re
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,6 +136,17 @@ def write_section(name: str, table: str) -> None:
     if not pattern.search(text):
         raise SystemExit(f"RESULTS.md has no section {name}")
     path.write_text(pattern.sub(lambda m: m[1] + table + "\n" + m[2], text), encoding="utf-8")
+
+
+def section_main(name: str, table: Callable[[], str], description: str) -> None:
+    """The command line of a benchmark that prints one table, which is section ``name`` of RESULTS.md."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    args = parser.parse_args()
+    text = table()
+    print(text)
+    if args.write:
+        write_section(name, text)
 
 
 def main() -> None:

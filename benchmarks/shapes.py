@@ -41,6 +41,9 @@ class Call(NamedTuple):
             return f"{x} g{self.arguments[1]}"
         if self.op == "channel_shuffle_concat":
             return f"2 x {x}"
+        if self.op == "max_pool2d":
+            (kernel, _), (stride, _) = self.arguments[1:3]
+            return f"{x} k{kernel}s{stride}"
         if self.op == "se_scale":
             return f"{x} r{self.arguments[1].shape[0]} {self.arguments[5]}/{self.arguments[6]}"
         return f"{x} {self.arguments[-1]}" if isinstance(self.arguments[-1], str) else x

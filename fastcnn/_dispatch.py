@@ -92,7 +92,7 @@ RULES = {
             "activation", "activation_backward", "hardswish", "hardswish_backward", "channel_shuffle",
             "channel_shuffle_concat", "global_avg_pool", "global_avg_pool_backward", "se_scale", "se_scale_backward",
             "batch_norm_act", "batch_norm_act_train", "batch_norm_act_backward", "depthwise_conv2d",
-            "depthwise_conv2d_backward",
+            "depthwise_conv2d_backward", "max_pool2d", "max_pool2d_backward",
         ],
         Rule(_same),
     ),

@@ -28,6 +28,8 @@ OPS = {  # op: the file of triton_kernels that has launch_<op>
     "channel_shuffle_concat": "channel_shuffle",
     "global_avg_pool": "global_avg_pool",
     "global_avg_pool_backward": "global_avg_pool",
+    "max_pool2d": "max_pool2d",
+    "max_pool2d_backward": "max_pool2d",
     "se_scale": "se_scale",
     "se_scale_backward": "se_scale",
     "depthwise_conv2d": "depthwise_conv2d",

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEMS = sorted({re.sub("_(backward|train|concat)$", "", op) for op in SCHEMAS})
 CODE = (".py", ".h", ".cpp", ".cuh", ".cu")
 NOT_AN_OP = {"csrc/cpu": {"gemm", "isa", "library", "parallel", "tensor"}, "csrc/cuda": {"epilogue", "vec"}}
-NOT_A_MODEL = {"__init__", "blocks", "registry", "weights"}
+NOT_A_MODEL = {"__init__", "blocks", "features", "inception_blocks", "inputs", "registry", "weights"}
 
 
 def _source_files() -> list[Path]:

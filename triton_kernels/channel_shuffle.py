@@ -22,9 +22,10 @@ _ROWS_TIMES_LANES = 2048
 
 
 @triton.jit
-def _channel_shuffle_interleave_kernel(x1, x2, y, rows, step1, step2, units, VEC: tl.constexpr, V1: tl.constexpr,
-                                       V2: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    """Bytes: x1 1.00, x2 1.00, y 1.00; a channel slice is read where it lies."""
+def _channel_shuffle_interleave_kernel(x1, x2, y, rows, step1, step2, step_y, units, VEC: tl.constexpr,
+                                       V1: tl.constexpr, V2: tl.constexpr, VY: tl.constexpr, ROWS: tl.constexpr,
+                                       LANES: tl.constexpr):  # fmt: skip
+    """Bytes: x1 1.00, x2 1.00, y 1.00; a channel slice is read, and written, where it lies."""
     half = units * VEC
     i_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i_c = tl.program_id(1) * LANES + tl.arange(0, LANES)[None, :]
@@ -32,7 +33,7 @@ def _channel_shuffle_interleave_kernel(x1, x2, y, rows, step1, step2, units, VEC
     b_1 = tl.load(x1 + i_row * (step1 * V1) + i_c, mask=m)
     b_2 = tl.load(x2 + i_row * (step2 * V2) + i_c, mask=m)
     i_y = tl.program_id(1) * (2 * LANES) + tl.arange(0, 2 * LANES)[None, :]
-    tl.store(y + i_row * (2 * half) + i_y, tl.interleave(b_1, b_2), mask=(i_row < rows) & (i_y < 2 * half))
+    tl.store(y + i_row * (step_y * VY) + i_y, tl.interleave(b_1, b_2), mask=(i_row < rows) & (i_y < 2 * half))
 
 
 @triton.jit
@@ -62,7 +63,7 @@ def _channel_shuffle_gather_kernel(x, y, rows, units, groups, VEC: tl.constexpr,
 
 
 @triton.jit
-def _channel_shuffle_planes_kernel(x1, x2, y, planes, C, groups, step1, step2, p_units, VEC: tl.constexpr,
+def _channel_shuffle_planes_kernel(x1, x2, y, planes, C, groups, step1, step2, step_y, p_units, VEC: tl.constexpr,
                                    ROWS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
     """A row is a plane of y. With two inputs (groups is 2) the second serves the odd channels. Bytes: as above."""
     P = p_units * VEC
@@ -78,7 +79,7 @@ def _channel_shuffle_planes_kernel(x1, x2, y, planes, C, groups, step1, step2, p
         b = tl.load(x1 + i_n * (step1 * VEC) + i_c // 2 * P + i_p, mask=m & ~odd)
         b_2 = tl.load(x2 + i_n * (step2 * VEC) + i_c // 2 * P + i_p, mask=m & odd)
         b = tl.where(odd, b_2, b)
-    tl.store(y + i_row * P + i_p, b, mask=m)
+    tl.store(y + i_n * (step_y * VEC) + i_c * P + i_p, b, mask=m)
 
 
 def _grid(rows: int, length: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -111,13 +112,21 @@ def launch_channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return y
 
 
-def launch_channel_shuffle_concat(x1: Tensor, x2: Tensor) -> Tensor:
-    """Channels 2 i are those of x1, 2 i + 1 those of x2; each is read where it lies."""
-    last = _host.is_channels_last(x1)
-    y = _host.empty(x1, (x1.shape[0], 2 * x1.shape[1], *x1.shape[2:]), last)
-    if y.numel():
-        _interleave(x1, x2, y, last)
-    return y
+def launch_channel_shuffle_concat(x1: Tensor, x2: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Channels 2 i are those of x1, 2 i + 1 those of x2; each is read where it lies.
+
+    ``out``: where the result goes, possibly a channel slice of a wider map in the memory format of x1.
+    """
+    last, size = _host.is_channels_last(x1), (x1.shape[0], 2 * x1.shape[1], *x1.shape[2:])
+    if out is None:
+        out = _host.empty(x1, size, last)
+    _host.check_shape("channel_shuffle_concat", "out", out, size)
+    if out.numel():
+        if _host.rows_of(out, last)[0].data_ptr() != out.data_ptr():
+            got = f"got strides {out.stride()}"
+            raise ValueError(f"channel_shuffle_concat: out must be a map or a channel slice of one, {got}")
+        _interleave(x1, x2, out, last)
+    return out
 
 
 def _interleave(x1: Tensor, x2: Tensor, y: Tensor, last: bool) -> None:
@@ -127,19 +136,21 @@ def _interleave(x1: Tensor, x2: Tensor, y: Tensor, last: bool) -> None:
             _planes(x1, x2, y, 2, step1, step2)
             return
         (x1, _, step1), (x2, _, step2) = _host.rows_of(x1, True), _host.rows_of(x2, True)
-        half = x1.shape[1]
+        half, step_y = x1.shape[1], _host.rows_of(y, True)[2]
         rows = y.numel() // (2 * half)
-        VEC, V1, V2 = (_host.vector(y.dtype, n) for n in (half, step1, step2))
+        VEC, V1, V2, VY = (_host.vector(y.dtype, n) for n in (half, step1, step2, step_y))
         grid, constants = _grid(rows, half)
         _channel_shuffle_interleave_kernel[grid](
-            x1, x2, y, rows, step1 // V1, step2 // V2, half // VEC, VEC=VEC, V1=V1, V2=V2, **constants
-        )
+            x1, x2, y, rows, step1 // V1, step2 // V2, step_y // VY, half // VEC, VEC=VEC, V1=V1, V2=V2, VY=VY,
+            **constants,
+        )  # fmt: skip
 
 
 def _planes(x1: Tensor, x2: Tensor | None, y: Tensor, groups: int, step1: int, step2: int) -> None:
     C, P = y.shape[1], y.shape[2:].numel()
-    VEC = _host.vector(y.dtype, P, step1, step2)
+    step_y = _host.rows_of(y, False)[1]
+    VEC = _host.vector(y.dtype, P, step1, step2, step_y)
     grid, constants = _grid(y.shape[0] * C, P)
     _channel_shuffle_planes_kernel[grid](
-        x1, x2, y, y.shape[0] * C, C, groups, step1 // VEC, step2 // VEC, P // VEC, VEC=VEC, **constants
+        x1, x2, y, y.shape[0] * C, C, groups, step1 // VEC, step2 // VEC, step_y // VEC, P // VEC, VEC=VEC, **constants
     )

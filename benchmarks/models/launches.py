@@ -9,22 +9,19 @@ convolution, so the squeeze reads its map again.
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.models import op_lists
 from benchmarks.models.op_lists import Op, Shape
-from benchmarks.report import write_section
+from benchmarks.report import section_main
 from fastcnn import _triton
 
 BATCH = 256
@@ -125,13 +122,9 @@ def _squeeze_and_gate(op: Op, before: Op) -> None:
 
 
 def _shuffle_concat(op: Op) -> None:
-    launch, out = _triton.launcher("channel_shuffle_concat"), _map(op.y, op.into)
     quarter = (op.x[0] // 2, *op.x[1:])
     inputs = _map(quarter, op.into), _map(quarter, op.into)
-    if "out" in inspect.signature(launch).parameters:
-        launch(*inputs, out=out)
-    else:
-        out.copy_(launch(*inputs))
+    _triton.launcher("channel_shuffle_concat")(*inputs, out=_map(op.y, op.into))
 
 
 def record(name: str) -> list[Launch]:
@@ -155,10 +148,9 @@ def _run(op: Op, before: Op | None) -> None:
     elif op.kind == "batch norm":
         vectors = [_vector(op.x[0]) for _ in range(4)]
         _triton.launcher("batch_norm_act")(_map(op.x), *vectors, None, 1e-5, op.activation)
-    elif op.kind == "max pool":
-        F.max_pool2d(_map(op.x), op.kernel, op.stride, 1)
     else:
-        _map(op.y, op.into).copy_(_map(op.x))
+        window = [op.kernel] * 2, [op.stride] * 2, [op.kernel // 2] * 2, False
+        _triton.launcher("max_pool2d")(_map(op.x), *window, out=_map(op.y, op.into))
 
 
 def megabytes(launches: list[Launch]) -> float:
@@ -178,14 +170,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
-    args = parser.parse_args()
-    print(table())
-    if args.write:
-        write_section("launches", table())
-
-
 if __name__ == "__main__":
-    main()
+    section_main("launches", table, __doc__)

@@ -7,16 +7,15 @@ gates of squeeze-and-excitation in float32. Weights do not, as in the columns be
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.report import write_section
+from benchmarks.report import section_main
 from fastcnn.models import efficientnet, mobilenet_v1, mobilenet_v2, mobilenet_v3, shufflenet_v2
 from fastcnn.models.blocks import make_divisible
 
 Shape = tuple[int, int, int]
-HALF, FLOAT, INDEX = 2, 4, 8  # bytes
+HALF, FLOAT = 2, 4  # bytes
 IMAGE = (3, 224, 224)
 
 
@@ -25,8 +24,7 @@ class Op(NamedTuple):
 
     Args:
         kind: "depthwise", "gemm" (1x1 and linear), "implicit gemm" (dense k x k), "se gate" (mean of the sums, both
-            layers, gate), "shuffle concat", "batch norm", "global pool"; "max pool" and "copy" are torch's own, and
-            its pool writes a 64-bit index beside every maximum, asked or not.
+            layers, gate), "shuffle concat", "batch norm", "global pool", "max pool".
         gate: x is multiplied by a float32 [C] as it loads.
         prologue: x goes through batch norm and ReLU as it loads.
         sums: float32 sums a channel, which a depthwise launch leaves for the "se gate" that follows.
@@ -57,8 +55,7 @@ class Op(NamedTuple):
     def written(self) -> int:
         if self.kind == "se gate":
             return FLOAT * self.y[0]
-        index = INDEX if self.kind == "max pool" else 0
-        return (HALF + index) * _elements(self.y) + FLOAT * self.y[0] * self.sums
+        return HALF * _elements(self.y) + FLOAT * self.y[0] * self.sums
 
 
 def _elements(shape: Shape) -> int:
@@ -92,8 +89,8 @@ class Net:
         y = (x[0], -(-x[1] // stride), -(-x[2] // stride))
         return self.add("depthwise", x, y, kernel=kernel, stride=stride, activation=activation, **rest)
 
-    def max_pool(self, x: Shape) -> Shape:
-        return self.add("max pool", x, (x[0], x[1] // 2, x[2] // 2), kernel=3, stride=2)
+    def max_pool(self, x: Shape, into: int = 0) -> Shape:
+        return self.add("max pool", x, (x[0], x[1] // 2, x[2] // 2), kernel=3, stride=2, into=into)
 
     def inverted_residual(self, x: Shape, expanded: int, channels: int, kernel: int, stride: int, activation: str,
                           squeeze: int = 0) -> Shape:  # fmt: skip
@@ -191,11 +188,10 @@ def _efficientnet_b0() -> list[Op]:
 def _densenet121() -> list[Op]:
     """A block is one map that its layers widen; batch norm 2 of a layer is folded, batch norm 1 goes with its 1x1.
 
-    torch's pool writes no slice, hence the copy; a transition's average is a depthwise 2x2 of constant weights.
+    The stem's pool writes into the first of these maps; a transition's average is a depthwise 2x2 of constant weights.
     """
     net = Net()
-    pooled = net.max_pool(net.conv(IMAGE, 64, 7, 2, "relu"))
-    x = net.add("copy", pooled, pooled, into=256)
+    x = net.max_pool(net.conv(IMAGE, 64, 7, 2, "relu"), into=256)
     for layers, after in ((6, 12), (12, 24), (24, 16), (16, 0)):
         width = x[0] + 32 * layers
         for _ in range(layers):
@@ -269,14 +265,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
-    args = parser.parse_args()
-    print(table())
-    if args.write:
-        write_section("bytes", table())
-
-
 if __name__ == "__main__":
-    main()
+    section_main("bytes", table, __doc__)

@@ -62,7 +62,9 @@ __global__ void __launch_bounds__(kDepthwiseGenericThreads)
     if constexpr (kGradient) {
       A grad[kLanes];
       widen(load<kLanes>(t.grad + i * kLanes, true), grad);
-      through_activation(activation, grad, sum);
+      differentiate(activation, sum);
+#pragma unroll
+      for (int e = 0; e < kLanes; ++e) sum[e] *= grad[e];
     } else {
       activate(activation, sum);
     }

@@ -11,13 +11,6 @@ namespace {
 
 constexpr char kOp[] = "depthwise_conv2d";
 
-void check_operand(const Tensor& tensor, const Tensor& x, const char* name, bool any_dtype = false) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "fastcnn: ", kOp, ": ", name,
-                  " must be on the device of x");
-  STD_TORCH_CHECK(any_dtype || tensor.scalar_type() == x.scalar_type(), "fastcnn: ", kOp, ": ", name,
-                  " must have the dtype of x");
-}
-
 void check_shape(const Tensor& tensor, const ConvGeometry& g, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 4 && tensor.size(0) == g.N && tensor.size(1) == g.O && tensor.size(2) == g.Ho &&
                       tensor.size(3) == g.Wo,
@@ -32,9 +25,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_backward_cuda(
     std::vector<bool> mask) {
   STD_TORCH_CHECK(mask.size() == 4 && (!mask[2] || bias), "fastcnn: ", kOp,
                   "_backward: mask takes 4 values, bias a tensor where it is masked");
-  check_operand(x, x, "x");
-  check_operand(weight, x, "weight");
-  check_operand(grad, x, "grad");
+  check_beside(kOp, x, x, "x");
+  check_like(kOp, weight, x, "weight");
+  check_like(kOp, grad, x, "grad");
   const DeviceOf device(x);
   const ConvGeometry g = conv_geometry(x, weight, stride, padding, dilation, x.size(1));
   check_shape(grad, g, "grad");
@@ -42,13 +35,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_backward_cuda(
   const Dtype dtype = dtype_of(x);
   OptionalTensor shift, dense_residual;
   if (bias) {
-    check_operand(*bias, x, "bias", true);
+    check_beside(kOp, *bias, x, "bias");
     STD_TORCH_CHECK(bias->numel() == g.O, "fastcnn: ", kOp, ": bias must have one element per output channel");
     shift = as_accumulator(*bias, dtype);
   }
   const bool through = kind != Activation::kIdentity;
   if (residual) {
-    check_operand(*residual, x, "residual");
+    check_like(kOp, *residual, x, "residual");
     check_shape(*residual, g, "residual");
     if (through) dense_residual = as_layout(*residual, g.layout);
   }

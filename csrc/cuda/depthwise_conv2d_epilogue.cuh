@@ -13,22 +13,4 @@ enum class DepthwiseEpilogue : int {
   kSums,      // kGeneral, and the sums of the results over each tile beside them
 };
 
-// grad * act'(z) in place of z.
-template <typename A, int kCount>
-__device__ __forceinline__ void through_activation(Activation kind, const A (&grad)[kCount], A (&z)[kCount]) {
-  const auto all = [&](auto function) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) z[i] = grad[i] * function.derivative(z[i]);
-  };
-  switch (kind) {
-    case Activation::kIdentity: return all(Identity());
-    case Activation::kRelu: return all(Relu());
-    case Activation::kRelu6: return all(Relu6());
-    case Activation::kHardSwish: return all(HardSwish());
-    case Activation::kHardSigmoid: return all(HardSigmoid());
-    case Activation::kSilu: return all(Silu());
-    case Activation::kSigmoid: return all(Sigmoid());
-  }
-}
-
 }  // namespace fastcnn

@@ -289,7 +289,9 @@ __global__ void __launch_bounds__(T::kThreads, T::min_blocks(kEpilogue))
 #pragma unroll
           for (int e = 0; e < 4; ++e) factors[o * 4 + e] = four[e];
         }
-        through_activation(p.activation, factors, sum);
+        differentiate(p.activation, sum);
+#pragma unroll
+        for (int i = 0; i < T::kStrip * 4; ++i) sum[i] *= factors[i];
       } else {
         activate(p.activation, sum);
       }

@@ -9,6 +9,8 @@
 namespace fastcnn {
 namespace {
 
+static_assert(kGateThreads == 512, "named in the error of se_scale_backward");
+
 using torch::headeronly::ScalarType;
 
 ScalarType accumulator_of(const Tensor& x) {
@@ -47,9 +49,10 @@ Layers layers_of(const char* op, const Tensor& x, const Tensor& w1, const Tensor
           R};
 }
 
-void check_shared(const char* op, int64_t bytes, int64_t C, int64_t R) {
-  STD_TORCH_CHECK(bytes <= kSeShared, "fastcnn: ", op, ": the layers must fit into ", kSeShared,
-                  " bytes of shared memory, got C = ", C, " and R = ", R, ", which take ", bytes);
+// `wanted` accumulators of `size` bytes, which are `what`.
+void check_shared(const char* op, const char* what, int64_t wanted, int64_t size, int64_t C, int64_t R) {
+  STD_TORCH_CHECK(wanted * size <= most_shared(), "fastcnn: ", op, ": ", what, " must be at most ",
+                  most_shared() / size, " for the shared memory of this GPU, got C = ", C, " and R = ", R);
 }
 
 // f(TypeTag<S>, TypeTag<W>): of x and of the weights, which have one accumulator's type.
@@ -103,7 +106,7 @@ std::tuple<Tensor, Tensor> se_scale_cuda(const Tensor& x, const Tensor& w1, cons
     using S = typename decltype(tag)::type;
     using W = typename decltype(weight_tag)::type;
     using A = Accumulator<S>;
-    check_shared(kOp, se_gate_shared(C, layers.R, sizeof(A)), C, layers.R);
+    check_shared(kOp, "C + R", se_gate_shared(C, layers.R), sizeof(A), C, layers.R);
     const PlanePlan plan = plan_plane_sums<S>(layout, N, C, HW, data<S>(dense), nullptr);
     const Tensor partial = accumulator_empty(x, {N, plan.tiles, C}), scale = accumulator_empty(x, {N, C});
     const SeSums<A> sums = {data<A>(partial), plan.tiles};
@@ -144,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_scale_backward_cuda(
     A* room = accumulators<A>(scratch);
     const SeBackward<A> out = {room, room + N * C, room + 2 * N * C, room + 3 * N * C, room + N * (3 * C + R)};
     if (!empty) {
-      check_shared(kOp, se_gate_backward_shared(C, R, sizeof(A)), C, R);
+      check_shared(kOp, "C + 2 R + 512", se_gate_backward_shared(C, R), sizeof(A), C, R);
       const S *from = data<S>(dense_x), *by = data<S>(dense_grad);
       const PlanePlan plan = plan_plane_sums<S>(layout, N, C, HW, from, by);
       const Tensor partial = accumulator_empty(x, {N, plan.tiles, C});

@@ -50,9 +50,9 @@ template <typename A> struct SeBackward {
   A *hidden, *grad_z1;               // [N, R]
 };
 
-constexpr int64_t kSeShared = 48 << 10;
-inline int64_t se_gate_shared(int64_t C, int64_t R, int64_t size) { return (C + R) * size; }
-inline int64_t se_gate_backward_shared(int64_t C, int64_t R, int64_t size) { return (C + 2 * R + kGateThreads) * size; }
+// Accumulators of shared memory, of most_shared() bytes: 16,384 floats on Turing, 25,344 or more since.
+inline int64_t se_gate_shared(int64_t C, int64_t R) { return C + R; }
+inline int64_t se_gate_backward_shared(int64_t C, int64_t R) { return C + 2 * R + kGateThreads; }
 
 template <typename A> __device__ __forceinline__ A activated(Activation kind, A x) {
   A lanes[1] = {x};
@@ -61,16 +61,9 @@ template <typename A> __device__ __forceinline__ A activated(Activation kind, A 
 }
 
 template <typename A> __device__ __forceinline__ A slope(Activation kind, A x) {
-  switch (kind) {
-    case Activation::kIdentity: return Identity().derivative(x);
-    case Activation::kRelu: return Relu().derivative(x);
-    case Activation::kRelu6: return Relu6().derivative(x);
-    case Activation::kHardSwish: return HardSwish().derivative(x);
-    case Activation::kHardSigmoid: return HardSigmoid().derivative(x);
-    case Activation::kSilu: return Silu().derivative(x);
-    case Activation::kSigmoid: return Sigmoid().derivative(x);
-  }
-  return x;
+  A lanes[1] = {x};
+  differentiate(kind, lanes);
+  return lanes[0];
 }
 
 template <typename W> __device__ __forceinline__ Accumulator<W> value_at(const W* p, bool predicate) {
@@ -307,7 +300,7 @@ cudaError_t launch_se_scale(Layout layout, int64_t N, int64_t C, int64_t HW, con
                 scale, offset, y, p);
 }
 
-// pooled and scale, [N, C] each, from sums of x. C + R accumulators fit into kSeShared.
+// pooled and scale, [N, C] each, from sums of x. se_gate_shared of them fit into most_shared().
 template <typename W, typename A = Accumulator<W>>
 cudaError_t launch_se_gate(const SeLayers<W>& s, const SeSums<A>& sums, A share, A* pooled, A* scale,
                            cudaStream_t stream) {
@@ -315,14 +308,14 @@ cudaError_t launch_se_gate(const SeLayers<W>& s, const SeSums<A>& sums, A share,
   const int64_t wanted = ceil_div(kBlocksThatFill, s.N), most = ceil_div(s.C, kRows);
   const int parts = int(wanted < most ? wanted : most);
   return launch(&se_scale_gate_kernel<W>, dim3(unsigned(s.N * parts)), dim3(kGateThreads),
-                size_t(se_gate_shared(s.C, s.R, sizeof(A))), stream, s, sums, share, pooled, scale, parts);
+                sizeof(A) * size_t(se_gate_shared(s.C, s.R)), stream, s, sums, share, pooled, scale, parts);
 }
 
 template <typename W, typename A = Accumulator<W>>
 cudaError_t launch_se_gate_backward(const SeLayers<W>& s, const SeSums<A>& sums, const A* pooled, A share,
                                     const SeBackward<A>& out, cudaStream_t stream) {
   return launch(&se_scale_gate_backward_kernel<W>, dim3(unsigned(s.N)), dim3(kGateThreads),
-                size_t(se_gate_backward_shared(s.C, s.R, sizeof(A))), stream, s, sums, pooled, share, out);
+                sizeof(A) * size_t(se_gate_backward_shared(s.C, s.R)), stream, s, sums, pooled, share, out);
 }
 
 // The gradients of both layers; zeros for N = 0. C > 0 or R > 0.

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastcnn.cli import bench, classify, demo, info
+from fastcnn.cli import bench, check, classify, demo, info, summary
 from fastcnn.cli import list as list_command
 from fastcnn.cli.console import CommandError
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastcnn {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (info, list_command, classify, bench, demo):
+    for module in (info, list_command, summary, check, classify, bench, demo):
         module.add_parser(commands)
     return parser
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastcnn {args.command}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if error.name not in ("PIL", "rich"):
+        if error.name not in ("PIL", "rich", "matplotlib"):
             raise
         package = "pillow" if error.name == "PIL" else error.name
         print(f"fastcnn {args.command}: needs {package}: {sys.executable} -m pip install {package}", file=sys.stderr)

@@ -5,7 +5,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastcnn.cli.console import (
     positive_int,
     print_json,
     print_table,
+    progress,
     set_threads,
     warn,
 )
@@ -120,7 +121,7 @@ def classify(
             results.append({"path": str(path), "top": top})
         inputs.clear()
 
-    for path in _progress(files):
+    for path in progress(files, "Classifying"):
         start = time.perf_counter()
         try:
             inputs.append((path, preprocess(load_image(path), config)))
@@ -143,17 +144,6 @@ def _count(pictures: Sequence[Any]) -> str:
 def _report(errors: list[dict[str, str]], path: str | Path, line: str) -> None:
     errors.append({"path": str(path), "error": line})
     warn(line)
-
-
-def _progress(files: Sequence[Path]) -> Iterator[Path]:
-    """``files``, with a progress bar on stderr when there are many and a person looks."""
-    if len(files) < 8 or not sys.stderr.isatty():
-        yield from files
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(files, description="Classifying", console=Console(stderr=True), transient=True)
 
 
 def _print_pictures(pictures: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -44,6 +44,17 @@ def note(line: str) -> None:
         warn(line)
 
 
+def progress(items: Sequence[Any], description: str, least: int = 8) -> Iterator[Any]:
+    """``items``, with a progress bar on stderr when there are ``least`` or more and a person looks."""
+    if len(items) < least or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=description, console=Console(stderr=True), transient=True)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
     """A rich table on a terminal; on a pipe aligned columns, two blanks or more between them.
 
@@ -75,6 +86,15 @@ def _print_rich_table(title: str, columns: Sequence[str], cells: list[list[str]]
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def save(figure: Any, path: str) -> None:
+    """Write a figure of matplotlib's to the file that the person named."""
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path!r} cannot be written: {error}") from error
+    note(f"written: {path}")
 
 
 def set_threads(threads: int | None) -> int:

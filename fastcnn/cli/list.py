@@ -1,41 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fastcnn list``: the models by name."""
+"""``fastcnn list``: the models by name, from their metadata alone; a picture that compares them."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
-from fastcnn.cli.console import UsageError, print_json, print_table
+from fastcnn.cli.console import CommandError, UsageError, note, print_json, print_table, save
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("list", help="list the models", allow_abbrev=False)
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, for example 'mobilenet*'")
+    parser.add_argument("--compare", metavar="PNG", help="draw parameters against MACs against published top-1")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What the table shows of one model."""
+    """What the table shows of one model; None for what its metadata do not say."""
     import fastcnn.models
 
     data = fastcnn.models.metadata(name)
     return {
         "name": name,
-        "parameters": data.get("parameters") or _count_parameters(name),
+        "parameters": data.get("params"),
+        "macs": data.get("macs"),
+        "top1": data.get("top1"),
         "input_size": list(data["input_size"]),
         "reference": data.get("reference"),
         "paper": data.get("paper"),
         "weights": sorted(data.get("weights") or {}),
     }
-
-
-def _count_parameters(name: str) -> int:
-    import torch
-
-    import fastcnn
-
-    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        return sum(p.numel() for p in fastcnn.create_model(name).parameters())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,13 +40,17 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         raise UsageError(f"no model matches {args.pattern!r}; `fastcnn list` shows all {len(fastcnn.list_models())}")
     models = [describe(name) for name in names]
+    if args.compare:
+        save(draw(models), args.compare)
     if args.json:
         print_json(models)
         return 0
     rows = [
         (
             m["name"],
-            f"{m['parameters'] / 1e6:.2f} M",
+            "" if m["parameters"] is None else f"{m['parameters'] / 1e6:.2f} M",
+            "" if m["macs"] is None else f"{m['macs'] / 1e6:,.0f} M",
+            m["top1"],
             "x".join(map(str, m["input_size"])),
             m["reference"],
             m["paper"],
@@ -59,6 +58,33 @@ def run(args: argparse.Namespace) -> int:
         )
         for m in models
     ]
-    columns = ("model", "parameters", "input", "reference", "arXiv", "weights")
-    print_table(f"{len(rows)} models", columns, rows, right=("parameters", "input"))
+    columns = ("model", "parameters", "MACs", "top-1", "input", "reference", "paper", "weights")
+    print_table(f"{len(rows)} models", columns, rows, right=columns[1:5])
     return 0
+
+
+def draw(models: Sequence[dict[str, Any]]) -> Any:
+    """MACs to the right, published top-1 upwards, parameters as area, a colour a paper; all three must be known."""
+    from matplotlib.figure import Figure
+
+    known = [m for m in models if m["parameters"] and m["macs"] and m["top1"]]
+    if not known:
+        raise CommandError("none of these models has parameters, MACs and a published top-1 in its metadata")
+    if len(known) < len(models):
+        note(f"{len(models) - len(known)} of {len(models)} are not drawn: no published top-1, or no counts")
+    figure = Figure((14, 9), layout="constrained")
+    axes = figure.subplots()
+    papers = list(dict.fromkeys(m["paper"] for m in known))
+    for i, paper in enumerate(papers):
+        group = [m for m in known if m["paper"] == paper]
+        macs, top1, areas = zip(*((m["macs"], m["top1"], 8 * m["parameters"] / 1e6) for m in group), strict=True)
+        axes.scatter(macs, top1, areas, color=f"C{i}", alpha=0.5, marker="osD^v"[i // 10 % 5], label=paper[:24])
+    for m in known:
+        axes.annotate(m["name"], (m["macs"], m["top1"]), fontsize=6, textcoords="offset points", xytext=(3, 3))
+    axes.set_xscale("log")
+    axes.set(xlabel="multiply-adds per image", ylabel="published top-1, %", title="Area: parameters")
+    axes.grid(alpha=0.3)
+    legend = figure.legend(loc="outside right upper", fontsize="small", title="paper")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+    return figure

@@ -2,13 +2,15 @@
 """What the families share: width rounding, the inverted residual, chains of sibling conv and BN, the start."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from fastcnn.nn import ConvBNAct, SqueezeExcite, fused_conv_bn_act
-from fastcnn.ops import global_avg_pool
+from fastcnn import ops
+from fastcnn.nn import ConvBNAct, SqueezeExcite, activation_name, fused_bn_act, fused_conv_bn_act
+from fastcnn.ops import conv_bn_act, global_avg_pool
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -94,36 +96,72 @@ class ConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.activation = activation
 
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return fused_conv_bn_act(self.conv, self.bn, x, self.activation, residual)
+
+
+class Chain(nn.Module):
+    """Layers in a row under the running numbers of a torch Sequential; convolution, norm and activation run as one op.
+
+    Args:
+        layers: modules, and names of :func:`fastcnn.ops.activation`, which take a number but are no children: each joins
+            the convolution, norm or other layer before it. A batch norm joins the convolution before it.
+    Raises: ValueError for an activation without a kernel, or without a layer before it.
+
+    >>> Chain(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), "relu", nn.MaxPool2d(2))(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 8, 3, 3])
+    """
+
+    def __init__(self, *layers: nn.Module | str) -> None:
+        super().__init__()
+        # (key of a convolution, of its norm or None, activation), or (key of another layer, None, activation)
+        self.steps: list[tuple[str, str | None, str]] = []
+        before: nn.Module | None = None
+        for number, layer in enumerate(layers):
+            if isinstance(layer, str):
+                if before is None:
+                    raise ValueError(f"Chain: {layer!r} at {number} must follow a module")
+                self.steps[-1] = (*self.steps[-1][:2], activation_name(layer))
+                before = None
+                continue
+            self.add_module(str(number), layer)
+            if isinstance(before, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d):
+                self.steps[-1] = (self.steps[-1][0], str(number), "identity")
+            else:
+                self.steps.append((str(number), None, "identity"))
+            before = layer
+
     def forward(self, x: Tensor) -> Tensor:
-        return fused_conv_bn_act(self.conv, self.bn, x, self.activation)
+        children = self._modules
+        for key, norm, activation in self.steps:
+            layer = children[key]
+            if isinstance(layer, nn.Conv2d):
+                x = fused_conv_bn_act(layer, children[norm] if norm else None, x, activation)
+            elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                x = fused_bn_act(layer, x, activation)
+            else:
+                x = layer(x)
+                if activation != "identity":
+                    x = ops.activation(x, activation)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"activations={[activation for _, _, activation in self.steps]}"
 
 
-class ConvBNChain(nn.Module):
-    """Convolutions, each with its BN and activation, under the running numbers of a torch Sequential of all three.
+class ConvBNChain(Chain):
+    """A :class:`Chain` of convolutions, each with its BN and activation.
 
     Args:
         steps: ``(conv, activation)``; an "identity" takes no number, as it is no layer there.
     """
 
     def __init__(self, steps: Iterable[tuple[nn.Conv2d, str]]) -> None:
-        super().__init__()
-        self.steps: list[tuple[str, str, str]] = []
-        index = 0
+        layers: list[nn.Module | str] = []
         for conv, activation in steps:
-            keys = str(index), str(index + 1)
-            self.add_module(keys[0], conv)
-            self.add_module(keys[1], nn.BatchNorm2d(conv.out_channels))
-            self.steps.append((*keys, activation))
-            index += 2 if activation == "identity" else 3
-
-    def forward(self, x: Tensor) -> Tensor:
-        children = self._modules
-        for conv, bn, activation in self.steps:
-            x = fused_conv_bn_act(children[conv], children[bn], x, activation)
-        return x
-
-    def extra_repr(self) -> str:
-        return f"activations={[activation for _, _, activation in self.steps]}"
+            layers += [conv, nn.BatchNorm2d(conv.out_channels)]
+            layers += [] if activation == "identity" else [activation]
+        super().__init__(*layers)
 
 
 def pool_flatten(x: Tensor) -> Tensor:
@@ -146,3 +184,34 @@ def init_weights(model: nn.Module, uniform_head: bool = False) -> None:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def numbered(prefix: str, modules: Iterable[nn.Module]) -> nn.Sequential:
+    """A Sequential whose children are called ``prefix1``, ``prefix2``... (pytorchcv's stages and units)."""
+    return nn.Sequential(OrderedDict((f"{prefix}{i}", module) for i, module in enumerate(modules, start=1)))
+
+
+def init_convolutions(model: nn.Module) -> None:
+    """The residual nets' start: Kaiming fan-out convolutions; batch norm and linear layers as torch makes them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution that keeps the size but for its stride, and its batch norm."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)
+
+
+class LoneConv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` with neither BN nor activation behind it; a ``residual`` is added in the same pass."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.convolve(x, self.weight, residual)
+
+    def convolve(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return conv_bn_act(x, weight, bias=self.bias, residual=residual, **geometry)

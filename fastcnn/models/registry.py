@@ -5,12 +5,14 @@ import difflib
 import fnmatch
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
+
+from fastcnn.models.inputs import name_itself
 
 _ENTRY_POINTS: dict[str, Callable[..., nn.Module]] = {}
 _ALIASES: dict[str, str] = {}
@@ -66,6 +68,8 @@ def create_model(
     weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a net by name, in training mode as torchvision and timm do.
@@ -77,23 +81,37 @@ def create_model(
             the last linear layer, which stays random.
         num_classes: outputs of the last linear layer; None for those of the paper's data, 1000 for ImageNet.
         in_chans: channels of the input; None for those of the paper's data.
+        features_only: for detection and segmentation: the net returns a list of maps, the last of stride 2, 4, 8, 16
+            and 32, as far as it has them; ``feature_info`` tells their channels, reductions and places.
+        out_indices: which of these maps; None for all. Layers behind the last one are left out.
         kwargs: the net's own: ``dropout``, and ``width_mult`` where the paper has one.
     Raises: ValueError for a wrong name (with the nearest), a checkpoint that does not fit (with every such key), and
-        weights that are not installed (with the command that installs them).
+        weights that are not installed (with the command that installs them). The net itself raises it, with its name
+        and what it takes, for an input of a wrong shape.
 
     >>> create_model("mobilenet_v2", num_classes=10)(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 10])
+    >>> create_model("mobilenet_v2", features_only=True, out_indices=(2, 4)).feature_info.channels()
+    [32, 320]
     """
     entry_point = _ENTRY_POINTS[canonical_name(name)]
     facts = metadata(name)
     num_classes = facts.get("num_classes", 1000) if num_classes is None else num_classes
     in_chans = facts["input_size"][0] if in_chans is None else in_chans
-    for argument, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"create_model: {argument} must be an integer of at least 1, got {value!r}")
+    least = min(1, facts.get("num_classes", 1))  # 0 for a lone block
+    for argument, value, bound in (("num_classes", num_classes, least), ("in_chans", in_chans, 1)):
+        if not isinstance(value, int) or value < bound:
+            raise ValueError(f"create_model: {argument} must be an integer of at least {bound}, got {value!r}")
     model = entry_point(num_classes=num_classes, in_chans=in_chans, **kwargs)
     if weights is not None:
         from fastcnn.models.weights import load_weights
 
         load_weights(model, weights, name)
+    name_itself(model, canonical_name(name), in_chans, facts)
+    if features_only:
+        from fastcnn.models.features import FeatureNet
+
+        return FeatureNet(model, [in_chans, *facts["input_size"][1:]], canonical_name(name), out_indices)
+    if out_indices is not None:
+        raise ValueError("create_model: out_indices is for features_only=True")
     return model

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.blocks import ConvBNChain, pool_flatten
 from fastcnn.models.registry import register
-from fastcnn.nn import ConvBNAct
+from fastcnn.nn import ConvBNAct, MaxPool2d
 from fastcnn.ops import channel_shuffle_concat
 
 REPEATS = [4, 8, 4]  # table 5: units of stages 2, 3 and 4, the first of each with stride 2
@@ -58,7 +58,7 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         stem, *stages, last = CHANNELS[width]
         self.conv1 = ConvBNAct(in_chans, stem, 3, 2)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = MaxPool2d(3, 2, 1)
         channels = stem
         for i, (repeats, out_channels) in enumerate(zip(REPEATS, stages, strict=True), start=2):
             units = [ShuffleUnit(channels, out_channels, 2)]

@@ -142,6 +142,8 @@ def map_lukemelas(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dic
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     others = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
     others |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    squeeze = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    first, others = first | squeeze, others | squeeze
     mapped = {}
     for key, tensor in state.items():
         module, leaf = key.rsplit(".", 1)

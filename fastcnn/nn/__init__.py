@@ -4,7 +4,7 @@
 from fastcnn.nn.activation import HardSwish, activation_name
 from fastcnn.nn.conv import Conv2dSame, ConvBNAct, DepthwiseConv2d, fused_conv_bn_act
 from fastcnn.nn.norm import BatchNormAct2d, fused_bn_act
-from fastcnn.nn.pooling import GlobalAvgPool2d
+from fastcnn.nn.pooling import GlobalAvgPool2d, MaxPool2d
 from fastcnn.nn.shuffle import ChannelShuffle
 from fastcnn.nn.squeeze_excite import SqueezeExcite
 
@@ -16,6 +16,7 @@ __all__ = [
     "DepthwiseConv2d",
     "GlobalAvgPool2d",
     "HardSwish",
+    "MaxPool2d",
     "SqueezeExcite",
     "activation_name",
     "fused_bn_act",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Global average pooling as a module."""
+"""Global average pooling and max pooling as modules."""
 
 from torch import Tensor, nn
 
-from fastcnn.ops import global_avg_pool
+from fastcnn.ops import global_avg_pool, max_pool2d
 
 
 class GlobalAvgPool2d(nn.Module):
@@ -26,3 +26,41 @@ class GlobalAvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return global_avg_pool(x)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """The maximum of each window, in place of :class:`torch.nn.MaxPool2d`, with the same constructor and attributes.
+
+    See :func:`fastcnn.ops.max_pool2d`. Raises: ValueError for ``return_indices=True`` and a ``dilation`` other than 1.
+
+    >>> MaxPool2d(3, 2, 1)(torch.arange(16.0).view(1, 1, 4, 4)).flatten().tolist()
+    [5.0, 7.0, 13.0, 15.0]
+    """
+
+    def __init__(self, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None,
+                 padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1,
+                 return_indices: bool = False, ceil_mode: bool = False) -> None:  # fmt: skip
+        if return_indices:
+            raise ValueError(
+                "MaxPool2d: return_indices must be False, no index is stored; torch.nn.MaxPool2d returns them"
+            )
+        if dilation not in (1, (1, 1), [1, 1]):
+            raise ValueError(f"MaxPool2d: dilation must be 1, got {dilation!r}; torch.nn.MaxPool2d takes others")
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+    @classmethod
+    def from_torch(cls, module: nn.MaxPool2d) -> "MaxPool2d":
+        """The twin of a ``torch.nn.MaxPool2d``. Raises: ValueError for what the constructor refuses."""
+        new = cls(
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.return_indices,
+            module.ceil_mode,
+        )
+        new.training = module.training
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)

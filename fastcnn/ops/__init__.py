@@ -8,7 +8,8 @@ from .conv_bn_act import conv_bn_act
 from .depthwise_conv2d import depthwise_conv2d
 from .global_avg_pool import global_avg_pool
 from .hardswish import hardswish
+from .max_pool2d import max_pool2d
 from .se_scale import se_scale
 
 __all__ = ["activation", "batch_norm_act", "channel_shuffle", "channel_shuffle_concat", "conv_bn_act", "depthwise_conv2d", "global_avg_pool",
-           "hardsigmoid", "hardswish", "relu", "relu6", "se_scale", "sigmoid", "silu"]
+           "hardsigmoid", "hardswish", "max_pool2d", "relu", "relu6", "se_scale", "sigmoid", "silu"]

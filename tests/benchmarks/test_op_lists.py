@@ -19,7 +19,7 @@ REGISTERED = {"mobilenet_v1": "mobilenet_v1_x1_0"} | {
 }
 FOREIGN = ["mnasnet1_0", "densenet121", "resnet50"]
 # What ours moves over layer+ where the goal is missed; why: test_what_is_missing.
-MISSED = {"shufflenet_v2_x1_0": 1.199, "densenet121": 1.057}
+MISSED = {"shufflenet_v2_x1_0": 1.130}
 
 
 class _Calls(TorchDispatchMode):
@@ -72,7 +72,7 @@ def _listed(op: Op):
     if op.kind == "se gate":
         hidden = (op.hidden, 1, 1)
         return [("gemm", op.x, hidden, 1, 1), ("gemm", hidden, op.y, 1, 1)]
-    if op.kind in ("global pool", "shuffle concat", "copy", "batch norm"):
+    if op.kind in ("global pool", "shuffle concat", "batch norm"):
         return []
     kind = "average pool" if op.kind == "depthwise" and op.kernel == 2 else op.kind
     return [(kind, op.x, op.y, op.kernel, op.stride)]
@@ -137,7 +137,7 @@ def test_the_column_beside_ours(name):
 
 
 def test_bytes_by_hand():
-    assert Op("max pool", (64, 112, 112), (64, 56, 56), 3, 2).written == 10 * 64 * 3136
+    assert Op("max pool", (64, 112, 112), (64, 56, 56), 3, 2).written == 2 * 64 * 3136
     plain = Op("gemm", (16, 112, 112), (96, 112, 112))
     assert (plain.read, plain.written) == (2 * 16 * 12544, 2 * 96 * 12544)
     assert plain._replace(residual=True).read == plain.read + plain.written
@@ -173,13 +173,10 @@ def test_at_most_5_percent_over_layer_plus(name):
         assert 0.98 <= over <= op_lists.ALLOWED
 
 
-@pytest.mark.parametrize(("name", "needless"), [("shufflenet_v2_x1_0", "shuffle concat"), ("densenet121", "copy")])
-def test_what_is_missing(name, needless):
-    """A pool that writes no index, into a slice; a channel index map on the operand load in place of the shuffles."""
-    ops = [op for op in op_lists.op_list(name) if op.kind != needless]
-    index = sum(op_lists.INDEX * _size(op.y) for op in ops if op.kind == "max pool") / 1e6
-    assert index > 0
-    assert (op_lists.megabytes(ops) - index) / NETS[name][1].layer_plus <= 1.02
+def test_what_is_missing():
+    """A channel index map on the operand load in place of the shuffles."""
+    ops = [op for op in op_lists.op_list("shufflenet_v2_x1_0") if op.kind != "shuffle concat"]
+    assert op_lists.megabytes(ops) / NETS["shufflenet_v2_x1_0"][1].layer_plus <= 1.02
 
 
 @pytest.mark.parametrize("stage", range(3))
@@ -224,7 +221,7 @@ def test_write_puts_the_table_between_its_markers(tmp_path, monkeypatch, capsys)
     results = tmp_path / "RESULTS.md"
     results.write_text("before\n<!-- bytes -->\nold\n<!-- /bytes -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["op_lists", "--write"])
-    op_lists.main()
+    report.section_main("bytes", op_lists.table, op_lists.__doc__)
     table = op_lists.table()
     assert results.read_text(encoding="utf-8") == f"before\n<!-- bytes -->\n{table}\n<!-- /bytes -->\nafter\n"
     assert capsys.readouterr().out == table + "\n"

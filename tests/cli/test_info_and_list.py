@@ -9,6 +9,7 @@ import pytest
 import fastcnn
 from fastcnn import _library
 from fastcnn.cli import info, main
+from fastcnn.models import registry
 
 
 def json_of(capsys, *arguments):
@@ -16,17 +17,47 @@ def json_of(capsys, *arguments):
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_list_shows_what_the_registry_has(capsys):
+@pytest.fixture
+def counted(monkeypatch):
+    """Metadata with the counts of two models and without those of the others; nothing may be built."""
+    for name, facts in list(registry._all_metadata().items()):
+        others = {key: value for key, value in facts.items() if key not in ("params", "macs")}
+        monkeypatch.setitem(registry._all_metadata(), name, others)
+    registry._all_metadata()["mobilenet_v2"] |= {"params": 3504872, "macs": 300774272}
+    registry._all_metadata()["efficientnet_lite0"] |= {"params": 4652008, "macs": 385178592, "top1": 75.1}
+    monkeypatch.setattr(registry, "_ENTRY_POINTS", dict.fromkeys(registry._ENTRY_POINTS))
+
+
+def test_list_shows_what_the_metadata_say(capsys, counted):
     code, models = json_of(capsys, "list", "mobilenet*")
     assert code == 0 and [m["name"] for m in models] == fastcnn.list_models("mobilenet*") != []
     v2 = next(m for m in models if m["name"] == "mobilenet_v2")
     assert v2 == {
-        "name": "mobilenet_v2", "parameters": 3504872, "input_size": [3, 224, 224],
+        "name": "mobilenet_v2", "parameters": 3504872, "macs": 300774272, "top1": 71.878, "input_size": [3, 224, 224],
         "reference": "torchvision:mobilenet_v2", "paper": "1801.04381", "weights": ["imagenet"],
     }  # fmt: skip
     assert main(["list", "mobilenet*"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert fnmatch.filter(lines, "mobilenet_v2  *3.50 M  3x224x224  torchvision:mobilenet_v2  *  imagenet")
+    assert fnmatch.filter(lines, "mobilenet_v2  *3.50 M *301 M  71.878  3x224x224  torchvision:mobilenet_v2 * imagenet")
+    assert fnmatch.filter(lines, "mobilenet_v1_timm  *70.6  3x224x224  timm:mobilenetv1_100 *")
+
+
+def test_compare_draws_those_whose_three_figures_are_known(tmp_path, capsys, counted):
+    from fastcnn.cli.list import describe, draw
+
+    path = tmp_path / "compare.png"
+    assert main(["list", "--compare", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (axes,) = draw([describe(name) for name in fastcnn.list_models()]).axes
+    drawn = {text.get_text(): text.xy for text in axes.texts}
+    assert drawn == {"mobilenet_v2": (300774272, 71.878), "efficientnet_lite0": (385178592, 75.1)}
+    areas = [float(scatter.get_sizes()[0]) for scatter in axes.collections]
+    assert axes.get_xscale() == "log" and areas[1] / areas[0] == pytest.approx(3504872 / 4652008)
+    capsys.readouterr()
+    assert main(["list", "shufflenet*", "--compare", str(path)]) == 1
+    assert capsys.readouterr().err == (
+        "fastcnn list: none of these models has parameters, MACs and a published top-1 in its metadata\n"
+    )
 
 
 def test_list_without_a_match_is_a_usage_mistake(capsys):

@@ -19,7 +19,7 @@ def test_help_names_every_subcommand(capsys):
         cli.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"\n    {name} " in out for name in ("info", "list", "classify", "bench", "demo"))
+    assert all(f"\n    {name} " in out for name in ("info", "list", "summary", "check", "classify", "bench", "demo"))
 
 
 @pytest.mark.parametrize(

@@ -95,4 +95,5 @@ OF_A_MAP: dict[str, Callable[[Tensor], Tensor]] = {
     "channel_shuffle_concat": lambda x: ops.channel_shuffle_concat(x, x),
     "se_scale": lambda x: ops.se_scale(x, *SE),
     "global_avg_pool": ops.global_avg_pool,
+    "max_pool2d": lambda x: ops.max_pool2d(x, 2, 1),
 }

@@ -84,6 +84,7 @@ def double_backward() -> None:
         (lambda x: ops.batch_norm_act(x, None, None, training=True, activation="silu"), (x,)),
         (lambda x: ops.channel_shuffle(x, 2).square(), (x,)),
         (lambda x: ops.global_avg_pool(x).square(), (x,)),
+        (lambda x: ops.max_pool2d(x, 2, 1).square(), (x,)),
     ]
     for function, tensors in checks:
         assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)

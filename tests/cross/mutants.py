@@ -134,6 +134,22 @@ def _wrong_gate(right: Callable, *arguments: object) -> object:
     return right(*arguments[:-1], other.get(arguments[-1], "sigmoid"))
 
 
+def _padded_with_zeros(right: Callable, x: Tensor, kernel: list, stride: list, padding: list, ceil_mode: bool) -> Tensor:
+    y = right(x, kernel, stride, padding, ceil_mode)
+    if max(padding) > 0 and not ceil_mode and y.numel():
+        padded = torch.nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        y.copy_(right(padded, kernel, stride, [0, 0], False))
+    return y
+
+
+def _last_of_equals(right: Callable, grad: Tensor, x: Tensor, kernel: list, stride: list, padding: list, ceil_mode: bool) -> Tensor:
+    """Turned by 180 degrees, where the windows then lie as before."""
+    if ceil_mode or any((x.shape[2 + d] + 2 * padding[d] - kernel[d]) % stride[d] for d in (0, 1)):
+        return right(grad, x, kernel, stride, padding, ceil_mode)
+    turned = right(grad.flip(2, 3), x.flip(2, 3), kernel, stride, padding, ceil_mode)
+    return torch.empty_like(turned).copy_(turned.flip(2, 3))
+
+
 ZERO = _result(torch.zeros_like)
 MUTANTS: dict[str, Mutant] = {
     "depthwise-zeros": Mutant("depthwise_conv2d", ZERO),
@@ -158,6 +174,7 @@ MUTANTS: dict[str, Mutant] = {
         "channel_shuffle_concat", lambda right, x1, x2: right(x2, x1), "channel_shuffle"
     ),
     "se-gate-wrong": Mutant("se_scale", _wrong_gate),
+    "max-pool-padded-with-zeros": Mutant("max_pool2d", _padded_with_zeros),
 }
 # beyond the list of STYLE.md: for the long form
 MUTANTS_AT_LENGTH: dict[str, Mutant] = {
@@ -187,6 +204,8 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "se-activation-wrong": Mutant("se_scale", _changed(5, lambda kind: "identity")),
     "se-backward-w1": Mutant("se_scale_backward", _result(lambda g: -g, 1)),
     "pool-sum": Mutant("global_avg_pool", _result(lambda y: y * 1.01)),
+    "max-pool-zeros": Mutant("max_pool2d", ZERO),
+    "max-pool-backward-ties": Mutant("max_pool2d_backward", _last_of_equals),
     "pool-backward": Mutant("global_avg_pool_backward", _result(lambda y: y * 1.01)),
 }
 

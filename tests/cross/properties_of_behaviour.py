@@ -98,6 +98,7 @@ def p11_the_other_ops_keep_to_their_memory(x: Tensor) -> None:
     residual = torch.randn_like(x)
     _guarded_call(lambda t: ops.channel_shuffle(t, C), [x])
     _guarded_call(ops.global_avg_pool, [x])
+    _guarded_call(lambda t: ops.max_pool2d(t, (min(H, 3), min(W, 2)), 2, (min(H, 3) // 2, 0)), [x])
     _guarded_call(ops.hardswish, [x])
     weights = [torch.randn(s, dtype=torch.float64).to(dtype) for s in ((5, C), (5,), (C, 5), (C,))]
     _guarded_call(lambda *t: ops.se_scale(*t), [x, *weights])

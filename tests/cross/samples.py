@@ -179,6 +179,22 @@ def _conv_bn_act_backward(m: Maker) -> Iterator[tuple]:
                 yield (*tensors, *geometry, groups, training, kind, mask)
 
 
+def _max_pool2d(m: Maker, backward: bool) -> Iterator[tuple]:
+    for kernel, stride, padding, ceil_mode in (
+        ([3, 3], [2, 2], [1, 1], False),
+        ([2, 2], [2, 2], [0, 0], True),
+        ([3, 1], [1, 2], [1, 0], False),
+    ):
+        size = []
+        for d in (0, 1):
+            length = m.shape[2 + d] + padding[d]
+            out = (length + padding[d] - kernel[d] + (stride[d] - 1 if ceil_mode else 0)) // stride[d] + 1
+            size.append(out - 1 if ceil_mode and (out - 1) * stride[d] >= length else out)
+        if all(m.shape[2 + d] + 2 * padding[d] >= kernel[d] for d in (0, 1)):
+            arguments = m.map(), kernel, stride, padding, ceil_mode
+            yield (m.map(*m.shape[:2], *size), *arguments) if backward else arguments
+
+
 SAMPLES: dict[str, Callable[[Maker], Iterator[tuple]]] = {
     "activation": _activation,
     "activation_backward": _activation_backward,
@@ -188,6 +204,8 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[tuple]]] = {
     "channel_shuffle_concat": lambda m: iter([(m.map(), m.map())]),
     "global_avg_pool": lambda m: iter([(m.map(),)]),
     "global_avg_pool_backward": lambda m: iter([(m.map(*m.shape[:2], 1, 1), m.map())]),
+    "max_pool2d": lambda m: _max_pool2d(m, False),
+    "max_pool2d_backward": lambda m: _max_pool2d(m, True),
     "se_scale": _se_scale,
     "se_scale_backward": _se_scale_backward,
     "batch_norm_act": _batch_norm_act,

@@ -45,6 +45,16 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     return ops.batch_norm_act(x, running_mean, running_var, weight, bias, None, training, momentum, eps)
 
 
+def max_pool(x: Tensor, return_indices: bool = False, **window) -> Tensor:
+    return ops.max_pool2d(x, **window)
+
+
+def _plain_pool(sample: SampleInput) -> bool:
+    """Of torch's 1440, those that ours takes, one spelling of the padding each."""
+    given = sample.kwargs
+    return given["dilation"] == 1 and not given["return_indices"] and isinstance(given["padding"], int)
+
+
 def ours(name: str) -> Callable:
     """The op of the public page, looked up when called: a missing one fails its own tests only."""
     return lambda x, *arguments, inplace=False: getattr(ops, name)(x, *arguments)
@@ -84,6 +94,7 @@ TARGETS = {
     "conv_bn_act": Target(NAME + "conv2d", any_conv, 30, _products),
     "batch_norm_act": Target(NAME + "batch_norm", batch_norm, 10, lambda s: s.input.shape[1:].numel(), _has_channels),
     "channel_shuffle": Target(NAME + "channel_shuffle", ours("channel_shuffle"), 3),
+    "max_pool2d": Target(NAME + "max_pool2d", max_pool, 100, takes=_plain_pool),
     "hardswish": Target(NAME + "hardswish", ours("hardswish"), 4),
     "hardsigmoid": Target(NAME + "hardsigmoid", ours("hardsigmoid"), 3),
     "silu": Target(NAME + "silu", ours("silu"), 3),
@@ -158,7 +169,17 @@ def test_every_error_input_of_conv2d_raises_with_the_name_of_the_op(name: str, o
             TARGETS[name].call(sample.input, *sample.args, **sample.kwargs)
 
 
+def test_every_error_input_of_max_pool2d_raises_with_the_name_of_the_op() -> None:
+    errors = list(INFOS[NAME + "max_pool2d"].error_inputs("cpu"))
+    # torch wants a channel, ours takes none
+    errors = [case for case in errors if 0 not in case.sample_input.input.shape[-3:-2] or "pad" in case.error_regex]
+    assert len(errors) >= 5
+    for case in errors:
+        with pytest.raises((ValueError, TypeError), match="^max_pool2d: "):
+            max_pool(case.sample_input.input, **case.sample_input.kwargs)
+
+
 def test_the_other_ops_bring_no_error_inputs_yet() -> None:
-    """When torch adds some, they belong into the test above."""
-    others = {TARGETS[name].info for name in TARGETS} - {NAME + "conv2d"}
+    """When torch adds some, they belong into the tests above."""
+    others = {TARGETS[name].info for name in TARGETS} - {NAME + "conv2d", NAME + "max_pool2d"}
     assert {name for name in others if INFOS[name].error_inputs_func is not None} == set()

@@ -111,6 +111,24 @@ BUGS = {
         "activate(args.activation, scale, scale, args.N * args.C);",
     ),
     "se-pool-gradient": Bug("se_scale", "se_scale.kernel.cpp", "A(1.0 / double(HW))", "A(1)"),
+    "max-pool-last-of-equals": Bug(
+        "max_pool2d",
+        "max_pool2d.kernel.cpp",
+        "place = select(x <= x, select(x > best, at, place), at);",
+        "place = select(x <= x, select(best <= x, at, place), at);",
+    ),
+    "max-pool-drops-nan": Bug(
+        "max_pool2d",
+        "max_pool2d.kernel.cpp",
+        "return select(x <= x, select(x > best, x, best), x); }",
+        "return select(x > best, x, best); }",
+    ),
+    "max-pool-gradient-of-one-window": Bug(
+        "max_pool2d",
+        "max_pool2d.kernel.cpp",
+        "sums[pixel] += to_accumulator",
+        "sums[pixel] = to_accumulator",
+    ),
     "pool-gradient": Bug(
         "global_avg_pool",
         "global_avg_pool.kernel.cpp",

@@ -60,9 +60,13 @@ def dense(x: Tensor | None, last: bool) -> Tensor | None:
     return torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format).copy_(x)
 
 
+def wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def accumulated(x: Tensor | None, like: Tensor) -> Tensor | None:
     """as_accumulator of csrc/cpu/tensor.h."""
-    return None if x is None else x.to(torch.promote_types(like.dtype, torch.float32)).contiguous()
+    return None if x is None else x.to(wide(like)).contiguous()
 
 
 def in_order_of(x: Tensor, y: Tensor) -> Tensor:
@@ -99,3 +103,65 @@ def _depthwise_conv2d(
             dilation, last, _ACTIVATIONS.index(activation), *no_sums,
         )  # fmt: skip
     return y
+
+
+@serves("depthwise_conv2d_backward")
+def _depthwise_conv2d_backward(
+    kernels: ModuleType, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], activation: str, mask: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    last, dtype, through = _checks.is_channels_last(x), str(x.dtype), activation != "identity"
+    four = _checks.resolve_padding(padding, x.shape[2:], weight.shape[2:], stride, dilation)
+    sizes = [*x.shape, weight.shape[0], *weight.shape[2:]]
+    geometry = sizes, stride, four, dilation, last
+    x, grad, weight, shift = dense(x, last), dense(grad, last), weight.contiguous(), accumulated(bias, x)
+    z = _checks.empty_like_format(x, grad.shape) if through or mask[3] else grad
+    if mask[3] and not through:
+        z.copy_(grad)
+    found = [None, torch.empty_like(weight) if mask[1] else None, torch.empty_like(shift) if mask[2] else None]
+    found[0] = _checks.empty_like_format(x, x.shape) if mask[0] else None
+    if grad.numel() == 0:
+        for t in found[1:]:
+            if t is not None:
+                t.zero_()
+    else:
+        if through:
+            residual = dense(residual, last)  # held: its address is all that the kernel gets
+            tensors = [address(t) for t in (x, weight, shift, residual, grad)]
+            kernels.gradient_of_z(dtype, tensors, address(z), *geometry, _ACTIVATIONS.index(activation))
+        partials = torch.empty(kernels.partials(dtype, *geometry, mask[1], mask[2]), dtype=wide(x))
+        results = [address(t) for t in found]
+        kernels.backward(dtype, [address(t) for t in (z, x, weight)], results, address(partials), *geometry, False)
+    grads = [x.new_empty(0) if t is None else t for t in (*found, z if mask[3] else None)]
+    return grads[0], grads[1], grads[2].to(bias.dtype) if mask[2] else grads[2], grads[3]
+
+
+def _slice(x: Tensor, last: bool) -> tuple[Tensor, int]:
+    """(x where it lies, its step) when it is a range of channels of a dense map, else a dense copy and that one's."""
+    step = x.stride(3 if last else 0) if x.dim() == 4 else 0
+    C, *size = x.shape[1:]
+    pixels = x.shape[2:].numel()
+    strides = (pixels * step, 1, size[-1] * step, step) if last else (step, pixels, size[-1], 1)
+    if x.dim() == 4 and step >= (C if last else C * pixels) and x.stride() == strides:
+        return x, step
+    return (dense(x, last), C if last else C * pixels) if x.dim() == 4 else (x.contiguous(), C * pixels)
+
+
+def _shuffled(kernels: ModuleType, y: Tensor, groups: int, *inputs: Tensor) -> Tensor:
+    last = _checks.is_channels_last(inputs[0])
+    if y.numel():
+        (x1, step1), (x2, step2) = ([*(_slice(x, last) for x in inputs), (None, 0)])[:2]
+        sizes = [y.shape[0], y.shape[1], y.shape[2:].numel(), groups]
+        kernels.channel_shuffle(y.element_size(), address(x1), address(x2), [step1, step2], address(y), sizes, last)
+    return y
+
+
+@serves("channel_shuffle")
+def _channel_shuffle(kernels: ModuleType, x: Tensor, groups: int) -> Tensor:
+    return _shuffled(kernels, _checks.empty_like_format(x, x.shape), groups, x)
+
+
+@serves("channel_shuffle_concat", "channel_shuffle")
+def _channel_shuffle_concat(kernels: ModuleType, x1: Tensor, x2: Tensor) -> Tensor:
+    shape = (x1.shape[0], 2 * x1.shape[1], *x1.shape[2:])
+    return _shuffled(kernels, _checks.empty_like_format(x1, shape), 2, x1, x2)

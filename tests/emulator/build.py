@@ -22,8 +22,9 @@ SOURCES = Path(os.environ.get("FASTCNN_EMULATOR_SOURCES", ROOT))
 SANITIZE = os.environ.get("FASTCNN_EMULATOR_SANITIZE") == "1"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DFASTCNN_EMULATOR",
-         "-DFASTCNN_WITH_DOUBLE=1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-         "-Wno-unknown-pragmas"]  # fmt: skip
+         "-DFASTCNN_WITH_DOUBLE=1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # fmt: skip
+if SOURCES == ROOT:
+    FLAGS.append("-Werror")  # a planted bug may leave a variable unused
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-sections=fastcnn_shared",
               "-fno-omit-frame-pointer", "-g1"]  # fmt: skip
 

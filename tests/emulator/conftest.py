@@ -33,6 +33,14 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Module
     return functools.cache(lambda name: build.module(name, folder))
 
 
+@pytest.fixture
+def kernels(request: pytest.FixtureRequest, emulated: Callable[[str], ModuleType]) -> ModuleType:
+    """The module that the test file names as KERNELS, its threads in order."""
+    module = emulated(request.module.KERNELS)
+    module.set_order(0, 0)
+    return module
+
+
 @pytest.fixture(params=ORDERS)
 def order(request: pytest.FixtureRequest) -> int:
     return ORDERS[request.param]

@@ -73,10 +73,10 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
         TILE, "first_column + j >= 0 && first_column + j < W;", "first_column + j >= 0 && first_column + j <= W;"
     ),
     "halo": Mutant(TILE, "ih >= first_row && ih < p.H", "ih >= first_row && ih <= p.H"),
-    "tail-channel": Mutant(TILE, "group >= groups || ", ""),
+    "tail-channel": Mutant(TILE, "own < of_stretch && group < groups && position", "own < of_stretch && position"),
     "stride": Mutant(TILE, "iw0 = ow0 * T::kStride - p.pad_left", "iw0 = ow0 - p.pad_left"),
     "window-moves-by-one": Mutant(TILE, "window[i][j] = window[i + T::kStride][j]", "window[i][j] = window[i + 1][j]"),
-    "rows-of-the-last-tile": Mutant(TILE, "rows = min(p.rows, p.Ho - oh0)", "rows = p.rows"),
+    "rows-of-the-last-tile": Mutant(TILE, "own_rows = live ? min(p.rows, p.Ho - oh0) : 0", "own_rows = live ? p.rows : 0"),
     "shared-overflow": Mutant(
         TILE, "[T::kTaps + 1][T::kQuads]", "[T::kTaps][T::kQuads]", ("test_depthwise_conv2d.py",), True
     ),
@@ -142,4 +142,19 @@ MUTANTS_AT_LENGTH |= {
     "gradient-without-the-mean": Mutant(SE, "c, grad * share, leads);", "c, grad, leads);", SE_TESTS),
     "bias-of-one-image": Mutant(SE, "left * right : left;", "left * right : left * (n == 0);", SE_TESTS),
     "scale-of-the-first-image": Mutant(SE, "load_lanes(scale + t.n * p.C + t.c", "load_lanes(scale + t.c", SE_TESTS),
+}
+MAX_POOL, MAX_POOL_TESTS = "csrc/cuda/max_pool2d.cuh", ("test_max_pool2d.py",)
+MUTANTS_AT_LENGTH |= {
+    "pool-halo": Mutant(MAX_POOL, "h >= 0 && h < p.H && w", "h >= 0 && h <= p.H && w", MAX_POOL_TESTS),
+    "pool-drops-nan": Mutant(
+        MAX_POOL, "!(value[e] <= best[e]) && best[e] == best[e]", "value[e] > best[e]", MAX_POOL_TESTS
+    ),
+    "last-of-equal-maxima": Mutant(MAX_POOL, "tap < own ?", "tap > own ?", MAX_POOL_TESTS),
+    "pool-strips-overlap": Mutant(
+        MAX_POOL, "int(rest % p.strips) * p.rows", "int(rest % p.strips)", MAX_POOL_TESTS
+    ),
+    "a-window-too-few": Mutant(
+        MAX_POOL, "down = (p.kH - 1) / p.stride_h", "down = (p.kH - 2) / p.stride_h", MAX_POOL_TESTS
+    ),
+    "misaligned-pool": Mutant(MAX_POOL, "g.C % kLanes == 0 && aligned", "g.C % kLanes == 0", MAX_POOL_TESTS),
 }

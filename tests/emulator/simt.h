@@ -116,17 +116,19 @@ namespace fastcnn {
 
 template <typename T> T* dynamic_shared() { return reinterpret_cast<T*>(simt::grid().dynamic_shared); }
 
+// That of the least device, Turing's: what fits here fits everywhere.
+constexpr int64_t most_shared() { return 64 << 10; }
+
 // What a device would refuse comes back as an error code, what it would get wrong is thrown.
 template <typename... Parameters, typename... Arguments>
 [[nodiscard]] cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                                  cudaStream_t, Arguments... arguments) {
   constexpr unsigned kLimitX = 0x7fffffffu, kLimitYZ = 65535u;
-  constexpr size_t kLimitShared = 48 << 10;  // beyond it a kernel must ask by attribute
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > kLimitX || grid.y > kLimitYZ || grid.z > kLimitYZ ||
       threads == 0 || threads > simt::kMaxThreads)
     return cudaErrorInvalidConfiguration;
-  if (shared_bytes > kLimitShared) return cudaErrorInvalidValue;
+  if (shared_bytes > size_t(most_shared())) return cudaErrorInvalidValue;
   simt::run_grid([&] { kernel(static_cast<Parameters>(arguments)...); }, grid, block, shared_bytes);
   return cudaSuccess;
 }

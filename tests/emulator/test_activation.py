@@ -8,12 +8,7 @@ from fastcnn.testing import DTYPES, assert_close_fp64
 from tests.cross.exact import KINDS, activation
 from tests.emulator.activation import Walled, assert_moves_every_byte_once, filled, placed
 
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("activation")
-    module.set_order(0, 0)
-    return module
+KERNELS = "activation"
 
 
 def run(kernels, kind, x, grad=None, y=None):

@@ -12,16 +12,10 @@ from tests.emulator.batch_norm_act import (
     statistics,
 )  # fmt: skip
 
+KERNELS = "batch_norm_act"
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 formats = pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("batch_norm_act")
-    module.set_order(0, 0)
-    return module
 
 
 def check_sums(kernels, p, label=""):

@@ -8,6 +8,7 @@ import torch
 
 from fastcnn.testing import FORMATS, Guarded
 
+KERNELS = "channel_shuffle"
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # N, C, H, W, groups
 CASES = {
@@ -31,13 +32,6 @@ CASES = {
     "even-plane": (2, 12, 4, 4, 3),
     "one-pixel": (4, 24, 1, 1, 3),
 }
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("channel_shuffle")
-    module.set_order(0, 0)
-    return module
 
 
 def shuffled(x: torch.Tensor, groups: int) -> torch.Tensor:

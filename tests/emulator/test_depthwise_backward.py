@@ -15,14 +15,8 @@ from tests.emulator.depthwise_backward import (
     gradient_of_z,
 )
 
+KERNELS = "depthwise_conv2d_backward"
 CASES = [case for case in DEPTHWISE_CASES if case.N]
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("depthwise_conv2d_backward")
-    module.set_order(0, 0)
-    return module
 
 
 def with_grad(case, dtype, channels_last, activation="identity", parts=""):

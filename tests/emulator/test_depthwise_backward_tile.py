@@ -9,6 +9,7 @@ from tests.emulator.depthwise import problem
 from tests.emulator.depthwise_backward import WANTED, backward, check, partials, results
 from tests.emulator.test_depthwise_bytes import BLOCKS_IN_FLIGHT, L2_BYTES, SHAPES
 
+KERNELS = "depthwise_conv2d_backward"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = {
     "odd": (15, 13), "even": (14, 16), "one-tile": (7, 7), "one-pixel": (1, 1), "wide": (3, 30), "tall": (33, 2),
@@ -16,13 +17,6 @@ SIZES = {
 }  # fmt: skip
 ROWS, COLUMNS = 8, {1: 16, 2: 8}  # DepthwiseGradientTile::kRows and kColumns, of cells
 DRAM = 1.10
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("depthwise_conv2d_backward")
-    module.set_order(0, 0)
-    return module
 
 
 def tile(kernel: int, stride: int, size="odd", C: int = 40, N: int = 2, padding=None) -> Case:

@@ -9,15 +9,9 @@ import torch
 from fastcnn.testing import DEPTHWISE_CASES, DTYPES, Case, Guarded, assert_close_fp64
 from tests.emulator.depthwise import ACTIVATIONS, problem
 
+KERNELS = "depthwise_conv2d"
 HALF_AND_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = {"odd": (15, 13), "even": (14, 16), "one-tile": (7, 7), "one-pixel": (1, 1), "wide": (3, 30), "tall": (33, 2)}
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("depthwise_conv2d")
-    module.set_order(0, 0)
-    return module
 
 
 def tile(kernel: int, stride: int, size: str = "odd", C: int = 40, N: int = 2, padding=None) -> Case:

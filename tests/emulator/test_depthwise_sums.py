@@ -8,14 +8,8 @@ from fastcnn.testing import Case, assert_close_fp64
 from tests.emulator.depthwise import problem
 from tests.emulator.depthwise_backward import geometry
 
+KERNELS = "depthwise_conv2d"
 SIZES = {"odd": (15, 13), "one-tile": (7, 7), "one-pixel": (1, 1), "tall": (33, 2), "many-tiles": (30, 37)}
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("depthwise_conv2d")
-    module.set_order(0, 0)
-    return module
 
 
 def tile(kernel: int, stride: int, size: str = "odd", C: int = 40, N: int = 3) -> Case:

@@ -6,6 +6,7 @@ import torch
 
 from fastcnn.testing import DTYPES, FORMATS, Guarded, assert_close_fp64
 
+KERNELS = "global_avg_pool"
 SHAPES = {
     "head": (2, 320, 7, 7),
     "vector-tails": (3, 33, 5, 6),
@@ -20,13 +21,6 @@ SHAPES = {
 layouts = pytest.mark.parametrize("layout", FORMATS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("global_avg_pool")
-    module.set_order(0, 0)
-    return module
 
 
 def filled(shape, dtype, layout) -> torch.Tensor:

@@ -7,12 +7,7 @@ import torch
 from fastcnn.testing import DTYPES, Guarded, assert_close_fp64
 from tests.emulator.activation import Walled, assert_moves_every_byte_once, filled, placed
 
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("hardswish")
-    module.set_order(0, 0)
-    return module
+KERNELS = "hardswish"
 
 
 def run(kernels, x, grad=None, y=None):

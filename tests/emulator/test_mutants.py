@@ -45,6 +45,12 @@ def check(name, mutant, tmp_path, request):
     assert output is None, f"{name} survived:\n{output[-3000:]}"
 
 
+def test_every_mutant_still_changes_its_file():
+    for name, mutant in (MUTANTS | MUTANTS_AT_LENGTH).items():
+        text = (build.ROOT / mutant.file).read_text(encoding="utf-8")
+        assert mutant.apply(text) != text, name
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name, tmp_path, request):
     check(name, MUTANTS[name], tmp_path, request)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastcnn.testing import DTYPES, FORMATS, Guarded, assert_close_fp64
 from tests.cross import exact
 
+KERNELS = "se_scale"
 CASES = {  # N, C, H, W, R
     "mobilenet-v3": (2, 72, 14, 14, 24),
     "efficientnet": (3, 96, 7, 9, 4),
@@ -28,13 +29,6 @@ KINDS = ("identity", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmo
 layouts = pytest.mark.parametrize("layout", FORMATS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-@pytest.fixture
-def kernels(emulated):
-    module = emulated("se_scale")
-    module.set_order(0, 0)
-    return module
 
 
 class Problem(NamedTuple):
@@ -120,6 +114,21 @@ def check(made: Problem, kernels) -> list[Tensor]:
 @dtypes
 def test_values_and_gradients(kernels, case, layout, dtype):
     check(problem(case, dtype, layout), kernels)
+
+
+@pytest.mark.parametrize(("C", "R", "dtype"), [(15800, 2, torch.float16), (7600, 3, torch.float64)], ids=str)
+def test_layers_beyond_48_kib(kernels, C, R, dtype):
+    """Up to the 64 KiB of Turing; EfficientNet-B7 (3,840 and 160) and SENet-154 (2,048 and 128) stay below 48."""
+    check(problem((1, C, 1, 2, R), dtype, "channels_last"), kernels)
+
+
+def test_layers_beyond_shared_memory_are_refused(kernels):
+    made = problem((1, 16000, 1, 1, 1), torch.float16, "channels_last")
+    _, pooled = made.forward(kernels)
+    with pytest.raises(RuntimeError, match="refused with CUDA error 1$"):
+        made.backward(kernels, pooled)
+    with pytest.raises(RuntimeError, match="refused with CUDA error 1$"):
+        problem((1, 16384, 1, 1, 1), torch.float16, "channels_last").forward(kernels)
 
 
 @layouts

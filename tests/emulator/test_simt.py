@@ -114,7 +114,7 @@ def test_what_the_counters_refuse(in_order):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [((0, 1, 32, 0), 9), ((1, 65536, 32, 0), 9), ((1, 1, 1025, 0), 9), ((1, 1, 32, 48 * 1024 + 1), 1)],
+    [((0, 1, 32, 0), 9), ((1, 65536, 32, 0), 9), ((1, 1, 1025, 0), 9), ((1, 1, 32, 64 * 1024 + 1), 1)],
 )
 def test_launches_that_a_device_refuses(in_order, arguments, code):
     with pytest.raises(RuntimeError, match=f"refused with CUDA error {code}$"):

@@ -43,6 +43,7 @@ BAD: dict[str, Callable[[str], object]] = {
     "window": lambda d: ops.depthwise_conv2d(ones(d, 1, 4, 6, 6), ones(d, 4, 1, 7, 7)),
     "rank": lambda d: ops.global_avg_pool(ones(d, 3)),
     "no-pixels": lambda d: ops.global_avg_pool(ones(d, 1, 3, 0, 2)),
+    "pool-padding": lambda d: ops.max_pool2d(ones(d, 1, 3, 4, 4), 2, 2, 2),
     "groups": lambda d: ops.channel_shuffle(ones(d, 1, 4, 2, 2), 3),
     "activation": lambda d: ops.depthwise_conv2d(ones(d, 1, 4, 6, 6), ones(d, 4, 1, 3, 3), activation="gelu"),
 }
@@ -67,6 +68,7 @@ BELOW: dict[str, Callable[[str], object]] = {
     "depthwise_conv2d-kind": lambda d: torch.ops.fastcnn.depthwise_conv2d(
         ones(d, 1, 4, 6, 6), ones(d, 4, 1, 3, 3), None, None, [1, 1], [0] * 4, [1, 1], "gelu"
     ),
+    "max_pool2d-padding": lambda d: torch.ops.fastcnn.max_pool2d(ones(d, 1, 3, 4, 4), [2, 2], [2, 2], [2, 2], False),
     "hardswish-dtype": lambda d: torch.ops.fastcnn.hardswish(ones(d, 2, dtype=torch.int32)),
 }
 
@@ -111,6 +113,7 @@ def test_strided_and_misaligned_tensors_give_the_numbers_of_dense_ones(layout, d
         "hardswish": lambda x, w: ops.hardswish(x), "depthwise": lambda x, w: ops.depthwise_conv2d(x, w, padding=1),
         "pointwise": lambda x, w: ops.conv_bn_act(x, w.transpose(0, 1)[:, :, :1, :1]),
         "shuffle": lambda x, w: ops.channel_shuffle(x, 4), "pool": lambda x, w: ops.global_avg_pool(x),
+        "max-pool": lambda x, w: ops.max_pool2d(x, 3, 2, 1),
     }  # fmt: skip
     for name, call in calls.items():
         wanted = call(x, weight)

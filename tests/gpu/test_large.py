@@ -66,6 +66,8 @@ def test_depthwise(large):
 def test_pool_and_pointwise(large):
     mean = ops.global_avg_pool(large + 1)
     torch.testing.assert_close(mean.double(), torch.ones_like(mean).double(), rtol=1e-3, atol=0)
+    for x, got in zip(ends(large), ends(ops.max_pool2d(large, 1))):
+        assert torch.equal(got, x)
     weight = torch.randn(8, 128, 1, 1, device=DEVICE).half()
     y = ops.conv_bn_act(large, weight)
     for x, got in zip(ends(large), ends(y)):

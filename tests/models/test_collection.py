@@ -12,12 +12,12 @@ from fastcnn.models.weights import to_own_layout
 from tests.models.collection import COLLECTION, REPRESENTATIVE
 from tests.parity import FORMATS, assert_eval_parity, assert_train_parity, build_pair, build_reference
 
-# What ours has an op for. Convolution and norm are allowed nowhere, an activation only in training's aux heads.
+# What ours has an op for; a global average pool is a mean there.
 OURS = {
     f"aten.{op}"
     for op in (
         "convolution conv2d _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm relu relu_ hardtanh "
-        "hardtanh_ clamp_min hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ sigmoid sigmoid_ _adaptive_avg_pool2d mean "
+        "hardtanh_ clamp_min hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ sigmoid sigmoid_ mean "
         "channel_shuffle native_channel_shuffle pixel_shuffle"
     ).split()
 }
@@ -74,7 +74,8 @@ def test_structure(name: str) -> None:
         assert counter.get_total_flops() == plain.get_total_flops()
     else:
         assert (parameters, len(own)) == (facts["params"], facts["state_dict_entries"])
-        assert counter.get_total_flops() == 2 * facts["macs"]
+        # the reference of NASNet-A mobile pads, and crops rows that it has computed; ours does not compute them
+        assert counter.get_total_flops() == 2 * facts.get("macs_without_cropped_rows", facts["macs"])
 
 
 @pytest.mark.parametrize("name", _short(COLLECTION))

@@ -43,6 +43,9 @@ VECTOR |= {f"global_avg_pool_{of}_kernel": 0 for of in ("pixels", "planes", "bac
 NARROW_STORES |= {"global_avg_pool_planes_kernel"}
 NARROW_LOADS |= {"global_avg_pool_backward_planes_kernel"}
 
+CEILING |= {"max_pool2d_forward_kernel": 80, "max_pool2d_backward_kernel": 128}
+VECTOR |= {f"max_pool2d_{of}_kernel": 0 for of in ("forward", "backward")}
+
 CEILING |= {f"se_scale_{of}_kernel": 64 for of in ("pixels", "planes", "weights_backward")}
 CEILING |= {f"se_scale_{of}_kernel": 128 for of in ("gate", "gate_backward")}
 VECTOR |= {f"se_scale_{of}_kernel": at for of, at in (("pixels", 0), ("planes", 0), ("gate", None), ("gate_backward", None))}

@@ -146,6 +146,8 @@ def streaming(dtype: torch.dtype, last: bool) -> None:
     launch("channel_shuffle_concat", *feature_map(dtype, last, C=48).chunk(2, 1))
     launch("global_avg_pool", x)
     launch("global_avg_pool_backward", feature_map(dtype, last, H=1, W=1), x)
+    launch("max_pool2d", x, (3, 3), (2, 2), (1, 1), False)
+    launch("max_pool2d_backward", feature_map(dtype, last, H=4, W=4), x, (3, 3), (2, 2), (1, 1), False)
     w1, w2, pooled = torch.zeros(6, 24), torch.zeros(24, 6), torch.zeros(2, 24)
     launch("se_scale", x, w1, vector[:6], w2, vector, "relu", "hardsigmoid")
     launch("se_scale_backward", x, x, pooled, w1, vector[:6], w2, vector, "relu", "sigmoid")

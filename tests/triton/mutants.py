@@ -111,6 +111,17 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
         CONVOLUTION, "steps(y_n, y_s, VY, INDEX)", "steps(x_n, x_s, VX, INDEX)",
         "test_conv_bn_act", "check_prologues_and_slices",
     ),
+    "last-of-equal-maxima": Mutant(
+        "max_pool2d.py", "before = (t < own)[:, None]", "before = (t > own)[:, None]",
+        "test_max_pool2d", "check_ties_and_special_values",
+    ),
+    "pool-drops-nan": Mutant(
+        "max_pool2d.py", "(b > b_best) | (b != b)", "b > b_best", "test_max_pool2d", "check_ties_and_special_values"
+    ),
+    "pool-slice-with-the-step-of-x": Mutant(
+        "max_pool2d.py", "y_image, y_n, y_s = steps(y_n, y_s, VY, INDEX)\n    x += n * x_image\n    y +=",
+        "y_image, y_n, y_s = x_image, x_n, x_s\n    x += n * x_image\n    y +=", "test_max_pool2d", "check_slices",
+    ),
     "halves-swapped": Mutant(
         "channel_shuffle.py", "tl.interleave(b_1, b_2)", "tl.interleave(b_2, b_1)",
         "test_channel_shuffle", "check_concat",

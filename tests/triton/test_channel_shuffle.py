@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Channel shuffle, inverse and concat in Triton's interpreter: bitwise, every path of both layouts, gradients."""
 
+import itertools
+
+import pytest
 import torch
 
 import fastcnn
+from fastcnn import _triton
 from fastcnn.testing import DTYPES, LAYOUTS, arrange, assert_format
 from tests.cross import exact
 
@@ -65,6 +69,21 @@ def check_halves_are_read_where_they_lie():
                 fastcnn.ops.channel_shuffle_concat(right, left), exact.channel_shuffle(torch.cat((right, left), 1), 2)
             )
             assert fastcnn.ops.channel_shuffle_concat(right[:0], left[:0]).shape == (0, 24, 3, 4)
+
+
+def check_concat_into_a_slice():
+    launch = _triton.launcher("channel_shuffle_concat")
+    for C, memory_format in itertools.product((1, 5, 24), (torch.channels_last, torch.contiguous_format)):
+        whole = draw(2, 2 * C, 3, 4, dtype=torch.float16).contiguous(memory_format=memory_format)
+        into = torch.full((2, 6 * C, 3, 4), 7.0, dtype=torch.float16).contiguous(memory_format=memory_format)
+        y = launch(*whole.chunk(2, 1), out=into[:, 2 * C : 4 * C])
+        label = f"{C} {memory_format}"
+        assert y.data_ptr() == into[:, 2 * C :].data_ptr() and torch.equal(y, exact.channel_shuffle(whole, 2)), label
+        assert (into[:, : 2 * C] == 7).all() and (into[:, 4 * C :] == 7).all(), label
+    with pytest.raises(ValueError, match="^channel_shuffle_concat: out must be a map or a channel slice of one, got"):
+        launch(*whole.chunk(2, 1), out=torch.empty(2, 48, 3, 8, dtype=torch.float16)[..., ::2])
+    with pytest.raises(ValueError, match=r"^channel_shuffle_concat: out must be \[2, 48, 3, 4\], got \[2, 24, 3, 4\]"):
+        launch(*whole.chunk(2, 1), out=into[:, :24])
 
 
 @needs_triton
