@@ -102,8 +102,7 @@ NAMES = Names(
 
 
 @register("nasnet_a_mobile", "nasnet_4a1056", "nasnet_a_mobile_pm", "nasnetamobile")
-def nasnet_a_mobile(repeats: int = 4, filters: int = 44, stem: int = 32, dropout: float = 0.5, **kwargs: Any) -> CellNet:
+def nasnet_a_mobile(repeats: int = 4, filters: int = 44, stem: int = 32, **kwargs: Any) -> CellNet:
     """NASNet-A (4 @ 1056), for mobile devices."""
-    return CellNet(
-        NORMAL, REDUCTION, repeats, filters, stem, Style(NAMES), Style(NAMES, same=False), dropout=dropout, **kwargs
-    )
+    styles = Style(NAMES), Style(NAMES, same=False)
+    return CellNet(NORMAL, REDUCTION, repeats, filters, stem, *styles, **{"dropout": 0.5} | kwargs)
