@@ -28,6 +28,7 @@ KINDS = {
     "addmm": "linear",
     "mm": "linear",
     "max_pool2d_with_indices": "max pool",
+    "max_pool2d": "max pool",
     "avg_pool2d": "average pool",
     "_adaptive_avg_pool2d": "average pool",
     "mean": "average pool",

@@ -23,8 +23,9 @@ def document(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_lectures_vgg16(capsys):
-    vgg = document(capsys, "torchvision:vgg16", "--batch", "128")
+@pytest.mark.parametrize("name", ["torchvision:vgg16", "vgg16"])
+def test_the_lectures_vgg16(name, capsys):
+    vgg = document(capsys, name, "--batch", "128")
     assert vgg["parameters"] == 138_357_544 and round(vgg["parameter_bytes"] / MB, 2) == 527.79
     assert vgg["activation_bytes"] == 4 * 15_237_608 and round(vgg["activation_bytes"] / MB, 3) == 58.127
     training = vgg["training_bytes"]
@@ -35,7 +36,7 @@ def test_the_lectures_vgg16(capsys):
     fc6 = next(layer for layer in vgg["layers"] if layer["name"] == "classifier.0")
     assert round(fc6["parameters"] / vgg["parameters"], 3) == 0.743
     assert [layer["kind"] for layer in vgg["layers"]].count("conv 3x3") == 13
-    assert main(["summary", "torchvision:vgg16", "--batch", "128"]) == 0
+    assert main(["summary", name, "--batch", "128"]) == 0
     out = capsys.readouterr().out
     for cell in ("138,357,544", "527.79 MB", "15,237,608", "58.127 MB", "14.532 GB", "16.078 GB", "features.28"):
         assert cell in out
