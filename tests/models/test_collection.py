@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcnn.models import canonical_name, create_model, list_models, metadata
 from fastcnn.models.registry import _ENTRY_POINTS
 from fastcnn.models.weights import to_own_layout
-from tests.models.collection import COLLECTION, REPRESENTATIVE
+from tests.models.collection import COLLECTION, REPRESENTATIVE, TOO_LARGE
 from tests.parity import FORMATS, assert_eval_parity, assert_train_parity, build_pair, build_reference
 
 # What ours has an op for; a global average pool is a mean there.
@@ -102,7 +102,7 @@ def test_every_family_is_represented() -> None:
     def files(names: Iterable[str]) -> set[str]:
         return {_ENTRY_POINTS[canonical_name(name)].__module__.rpartition(".")[2] for name in names}
 
-    assert files(list_models()) == files(REPRESENTATIVE)
+    assert files(list_models()) - TOO_LARGE.keys() == files(REPRESENTATIVE) >= set(TOO_LARGE.values())
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
