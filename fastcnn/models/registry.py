@@ -107,7 +107,8 @@ def create_model(
         from fastcnn.models.weights import load_weights
 
         load_weights(model, weights, name)
-    name_itself(model, canonical_name(name), in_chans, facts)
+    sizes = {} if kwargs.keys() - {"dropout"} else facts  # those of the net as it is named
+    name_itself(model, canonical_name(name), in_chans, sizes)
     if features_only:
         from fastcnn.models.features import FeatureNet
 

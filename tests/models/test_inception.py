@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastcnn.models import create_model
-from fastcnn.models.blocks import scaled_residual
+from fastcnn.models.inception_blocks import scaled_residual
 from fastcnn.models.inception_v3 import InceptionOutputs
 from tests.parity import FORMATS, assert_train_parity, build_pair, build_reference, train_errors
 

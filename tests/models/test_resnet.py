@@ -58,6 +58,7 @@ def test_a_block_is_its_fused_convolutions_and_nothing_else(name: str) -> None:
         net(torch.empty(1, 3, 64, 64, device="meta"))
     compute = {op for op in recorded.names if op.startswith("fastcnn.") or op in ("aten.add", "aten.add_", "aten.mul")}
     allowed = {"fastcnn.conv_bn_act", "fastcnn.global_avg_pool"}
+    allowed |= set() if name.endswith("cifar10") else {"fastcnn.max_pool2d"}
     assert compute == (allowed | {"fastcnn.batch_norm_act"} if name.startswith("preact") else allowed)
 
 
