@@ -72,11 +72,10 @@ def size_limits(build: Callable[[], nn.Module], input_size: list[int]) -> dict[s
     if not works(native):
         raise ValueError(f"size_limits: the net does not take {input_size}")
 
-    # one by one: BN-Inception takes 32 and 224, but not 190, where its pools and its convolutions round differently
-    limits = {"min_size": next(filter(works, range(1, native + 1)))}
-    larger = [2 * native, 2 * native + 1, 4 * native]
-    if not any(map(works, larger)):
-        good, bad = native, larger[0]
+    # Upwards: some nets take one size and not the next, where branches of ceil-mode pools must meet.
+    limits = {"min_size": next(size for size in range(1, native + 1) if works(size))}
+    good, bad = native, 2 * native + 1
+    if not any(map(works, (2 * native, bad, 4 * native))):
         while bad - good > 1:
             middle = (good + bad) // 2
             good, bad = (middle, bad) if works(middle) else (good, middle)
