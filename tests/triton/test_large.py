@@ -25,6 +25,7 @@ NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which mmap names from Python 3.13 
 FORMATS = (torch.channels_last, torch.contiguous_format)
 _allocate = torch.empty
 GEOMETRY = (1, 1), (0, 0, 0, 0), (1, 1)
+ONE_PIXEL = (1, 1), (1, 1), (0, 0), False  # a pool's window, stride and padding
 
 
 def _sparse(shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
@@ -82,6 +83,8 @@ def check_dense_maps():
                 "shuffle": _launch("channel_shuffle", x, 4),
                 "interleave": _launch("channel_shuffle", x, 2),
                 "split": _launch("channel_shuffle", x, C // 2),
+                "max_pool2d": _launch("max_pool2d", x, *ONE_PIXEL),
+                "max_pool2d_backward": _launch("max_pool2d_backward", x, x, *ONE_PIXEL),
             }
             from fastcnn.triton_kernels.se_scale import _scaled
 
@@ -92,6 +95,8 @@ def check_dense_maps():
             "activation": z.clamp(min=0),
             "batch_norm_act": (z - mean) / (var + 1e-3).sqrt() * weight + bias,
             "se_scale": z * scale[-1].double()[:, None],
+            "max_pool2d": z,
+            "max_pool2d_backward": z,
         }
         for name, groups in (("shuffle", 4), ("interleave", 2), ("split", C // 2)):
             wanted[name] = exact.channel_shuffle(z.view(1, C, 8, 1), groups).view(C, 8)
@@ -122,6 +127,9 @@ def check_slices_of_wide_maps():
         with counted():
             launch_depthwise_conv2d(x, taps, None, None, *GEOMETRY, "identity", out=y)
         assert_close_fp64(y, wanted, magnitude=4.0, label=f"depthwise_conv2d {shape}")
+        with counted():
+            _launch("max_pool2d", x, *ONE_PIXEL, out=y.fill_(0))
+        assert torch.equal(y, x), f"max_pool2d {shape}"
 
 
 @needs_triton
