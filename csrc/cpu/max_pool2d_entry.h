@@ -18,7 +18,8 @@ inline PoolGeometry pool_geometry(const Tensor& x, const std::vector<int64_t>& k
     STD_TORCH_CHECK(kernel[d] > 0 && kernel[d] < kLimit && stride[d] > 0 && stride[d] < kLimit,
                     "fastcnn: max_pool2d: kernel_size and stride must be positive and below 2^31");
     STD_TORCH_CHECK(padding[d] >= 0 && padding[d] <= kernel[d] / 2, "fastcnn: max_pool2d: padding must be at most half of kernel_size");
-    STD_TORCH_CHECK(x.size(2 + d) + 2 * padding[d] >= kernel[d], "fastcnn: max_pool2d: kernel_size is larger than the padded input");
+    const int64_t hanging = ceil_mode ? stride[d] - 1 : 0;
+    STD_TORCH_CHECK(x.size(2 + d) + 2 * padding[d] + hanging >= kernel[d], "fastcnn: max_pool2d: kernel_size is larger than the padded input");
   }
   STD_TORCH_CHECK(kernel[0] * kernel[1] <= kPlaces, "fastcnn: max_pool2d: kernel_size must be at most 2^24 pixels");
   PoolGeometry g{};

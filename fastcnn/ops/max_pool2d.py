@@ -93,7 +93,8 @@ def max_pool2d(x: Tensor, kernel_size: int | Sequence[int], stride: int | Sequen
     if pads[0] > kernel[0] // 2 or pads[1] > kernel[1] // 2:
         raise ValueError(f"{_NAME}: padding must be at most half of kernel_size = {kernel_size!r}, got {padding!r}")
     padded = [x.shape[2 + d] + 2 * pads[d] for d in (0, 1)]
-    if padded[0] < kernel[0] or padded[1] < kernel[1]:
+    hanging = [step - 1 if ceil_mode else 0 for step in steps]
+    if padded[0] + hanging[0] < kernel[0] or padded[1] + hanging[1] < kernel[1]:
         got = f"{kernel[0]}x{kernel[1]} for {padded[0]}x{padded[1]}"
         raise ValueError(f"{_NAME}: kernel_size must fit the padded input, got {got}")
     return _op(x, kernel, steps, pads, ceil_mode)

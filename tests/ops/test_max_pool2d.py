@@ -26,6 +26,7 @@ CASES = {
     "vgg": ((2, 19, 12, 14), Window(2)),
     "same": ((1, 33, 9, 11), Window(3, 1, 1)),
     "ceil": ((2, 21, 14, 13), Window(3, 2, 0, ceil_mode=True)),
+    "ceil-of-less-than-a-window": ((2, 19, 2, 2), Window(3, 2, 0, ceil_mode=True)),
     "ceil-drops-the-last": ((1, 5, 6, 7), Window(2, 3, 1, ceil_mode=True)),
     "gaps": ((1, 18, 11, 10), Window(2, 4)),
     "oblong": ((2, 7, 9, 12), Window((5, 2), (1, 3), (2, 1))),
