@@ -26,7 +26,8 @@ def max_pool2d_backward_reference(grad: Tensor, x: Tensor, kernel_size: Sequence
     grad_x, window = _fake_backward(grad, x), (kernel_size, stride, padding, (1, 1), ceil_mode)
     if x.numel() == 0:
         return grad_x
-    x, grad = x.contiguous(), grad.contiguous()
+    wide = torch.promote_types(x.dtype, torch.float32)  # torch's own sums the windows over a pixel in half precision
+    x, grad = x.to(wide).contiguous(), grad.to(wide).contiguous()
     _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
     return grad_x.copy_(torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, indices))
 

@@ -156,5 +156,7 @@ MUTANTS_AT_LENGTH |= {
     "a-window-too-few": Mutant(
         MAX_POOL, "down = (p.kH - 1) / p.stride_h", "down = (p.kH - 2) / p.stride_h", MAX_POOL_TESTS
     ),
-    "misaligned-pool": Mutant(MAX_POOL, "g.C % kLanes == 0 && aligned", "g.C % kLanes == 0", MAX_POOL_TESTS),
+    "misaligned-pool": Mutant(
+        MAX_POOL, "is_aligned<kVectorBytes>(x) && is_aligned<kVectorBytes>(y)", "is_aligned<kVectorBytes>(y)", MAX_POOL_TESTS
+    ),
 }
