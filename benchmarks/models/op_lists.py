@@ -179,7 +179,7 @@ def _shufflenet_v2() -> list[Op]:
 def _efficientnet_b0() -> list[Op]:
     net = Net()
     x = net.conv(IMAGE, 32, 3, 2, "silu")
-    for t, k, c, n, s in efficientnet.ROWS:
+    for t, k, c, n, s, _ in efficientnet.ROWS:
         for i in range(n):
             x = net.inverted_residual(x, x[0] * t, c, k, s if i == 0 else 1, "silu", x[0] // 4)
     return net.classifier(net.conv(x, 4 * x[0], activation="silu"))
