@@ -60,12 +60,14 @@ def test_the_metadata_says_what_the_reference_package_says():
     for name in fastcnn.list_models():
         metadata = fastcnn.models.metadata(name)
         package, reference = metadata["reference"].split(":")
-        image = noise((640, 480))
+        image, size = noise((640, 480)), metadata["input_size"]  # the paper's, where the package takes another
         if package == "torchvision" and not metadata.get("reference_kwargs"):
             transform = torchvision_models.get_model_weights(reference)["IMAGENET1K_V1"].transforms()
+            resize = round(size[1] * transform.resize_size[0] / transform.crop_size[0])
+            transform.crop_size, transform.resize_size = size[1:], [resize]
         elif package == "timm" and "lite" not in reference:  # Lite: timm rounds 127 / 255 and 128 / 255 to 0.5
-            model = timm.create_model(reference, pretrained=False)
-            transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+            known = timm.data.resolve_data_config(timm.get_pretrained_cfg(reference).to_dict())
+            transform = timm.data.create_transform(**known | {"input_size": tuple(size)})
         else:
             continue
         assert torch.equal(preprocess(image, metadata), transform(image)), name

@@ -36,7 +36,8 @@ class Small(nn.Module):
         x = self.point(x, x)
         norm = self.norm
         x = ops.batch_norm_act(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, x, activation="silu")
-        return ops.global_avg_pool(ops.channel_shuffle_concat(x, x.relu())).flatten(1)
+        x = ops.max_pool2d(ops.channel_shuffle_concat(x, x.relu()), 3, 1, 1)
+        return ops.global_avg_pool(x).flatten(1)
 
 
 def small() -> Small:

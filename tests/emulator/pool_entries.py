@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""global_avg_pool and se_scale for use_backend("emulator"): what their entries do around the launches."""
+"""global_avg_pool, max_pool2d and se_scale for use_backend("emulator"): what their entries do around the launches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcnn.ops import _checks
+from fastcnn.ops.max_pool2d import _fake
 from tests.cross import exact
 from tests.emulator.backend import accumulated, address, dense, serves, wide
 
@@ -42,6 +45,33 @@ def _global_avg_pool_backward(kernels: ModuleType, grad: Tensor, x: Tensor) -> T
     if grad_x.numel():
         grad = grad.contiguous()
         kernels.global_avg_pool_backward(str(x.dtype), address(grad), address(grad_x), *_planes(x))
+    return grad_x
+
+
+_FULL = 1 << 30  # blocks that fill the device: never reached, so that a thread has one row
+
+
+def _windows(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil: bool) -> tuple:
+    return [*x.shape, *kernel_size, *stride, *padding], ceil, _checks.is_channels_last(x), _FULL
+
+
+@serves("max_pool2d")
+def _max_pool2d(kernels: ModuleType, x: Tensor, *windows: Any) -> Tensor:
+    y = _fake(x, *windows)
+    if y.numel():
+        arguments = _windows(x, *windows)
+        x = dense(x, arguments[2])
+        kernels.max_pool2d(str(x.dtype), address(x), address(y), *arguments)
+    return y
+
+
+@serves("max_pool2d_backward", "max_pool2d")
+def _max_pool2d_backward(kernels: ModuleType, grad: Tensor, x: Tensor, *windows: Any) -> Tensor:
+    grad_x = _checks.empty_like_format(x, x.shape)
+    if grad_x.numel():
+        arguments = _windows(x, *windows)
+        grad, x = dense(grad, arguments[2]), dense(x, arguments[2])
+        kernels.max_pool2d_backward(str(x.dtype), address(grad), address(x), address(grad_x), *arguments)
     return grad_x
 
 

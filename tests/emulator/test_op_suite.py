@@ -33,6 +33,8 @@ SUITE = {  # file of tests/ops: its tests whose ops are all in backend.ENTRIES
     "global_avg_pool": ["value_and_gradient", "value_over_a_hundred_thousand_pixels",
                         "value_of_bfloat16_is_summed_in_float32", "gradcheck_twice", "strided_and_misaligned_inputs",
                         "gradients_of_any_stride", "a_nan_stays_in_its_plane"],
+    "max_pool2d": ["value_and_gradient", "value_and_gradient_with_ties", "a_nan_stays_in_its_windows",
+                   "strided_and_misaligned_inputs", "gradients_of_any_stride", "without_a_batch"],
     "se_scale": ["value_and_gradients", "strided_and_misaligned_inputs_change_nothing",
                  "a_nan_stays_in_its_sample", "weights_in_float32_beside_a_half_x", "some_gradients_only_and_flops"],
 }  # fmt: skip

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from fastcnn.models.blocks import Chain
+from fastcnn.nn import MaxPool2d
 from tests.models.test_collection import OURS, Recorded
 from tests.parity import assert_same_module, assert_survives_copies, randomise
 
 
 def _layers() -> list[nn.Module | str]:
     return [
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), "relu", nn.MaxPool2d(2),
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), "relu", MaxPool2d(2),
         nn.Conv2d(8, 8, 3, groups=8), "silu", nn.Conv2d(8, 4, 1), nn.Dropout(0.0), nn.BatchNorm2d(4),
         nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), "sigmoid", nn.Linear(6, 5), "relu",
     ]  # fmt: skip
