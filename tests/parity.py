@@ -15,6 +15,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from fastcnn.check import AMPLIFIES, IN_FP64
 from fastcnn.models.registry import create_model, metadata
 from fastcnn.models.weights import map_by_position
 from fastcnn.reference import reference_model
@@ -121,7 +122,13 @@ def eval_errors(ours: nn.Module, theirs: nn.Module, x: Tensor) -> dict[str, floa
             pixels = x.to(memory_format=memory_format)
             found[f"theirs {key}"] = largest(their_net(pixels).double() - exact) / scale
             found[key] = largest(our_net(pixels).double() - exact) / scale
-    found["allowed"] = max(FP32_FLOOR, FP32_FACTOR * max(found[f"theirs {key}"] for key in FORMATS))
+        found["allowed"] = max(FP32_FLOOR, FP32_FACTOR * max(found[f"theirs {key}"] for key in FORMATS))
+        if found["allowed"] > AMPLIFIES:
+            with one_thread():
+                found["fp64"] = largest(deepcopy(ours).double()(x.double()) - exact) / scale
+                again = deepcopy(theirs).double().to(memory_format=torch.channels_last)
+                noise = largest(again(x.double().to(memory_format=torch.channels_last)) - exact) / scale
+            found["allowed fp64"] = max(IN_FP64 * found["allowed"], FP32_FACTOR * noise)
     return found
 
 
@@ -130,6 +137,7 @@ def assert_eval_parity(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
     errors = eval_errors(ours, theirs, x)
     for key in FORMATS:
         assert errors[key] <= errors["allowed"], f"logits, {key}, {list(x.shape)}: {errors}"  # False for NaN
+    assert errors.get("fp64", 0.0) <= errors.get("allowed fp64", 0.0), f"logits in fp64, {list(x.shape)}: {errors}"
 
 
 def exact_hardsigmoid(x: Tensor) -> Tensor:
