@@ -58,9 +58,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
 _NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d})
 
 
-def fused_bn_act(
-    bn: nn.Module, x: Tensor, activation: str = "identity", residual: Tensor | None = None
-) -> Tensor:
+def fused_bn_act(bn: nn.Module, x: Tensor, activation: str = "identity", residual: Tensor | None = None) -> Tensor:
     """``activation(bn(x) + residual)`` as one op, for nets whose keys hold ``bn`` without its activation.
 
     A ``bn`` of another type (SyncBatchNorm), or with a hook, runs as itself, composed with the rest.
