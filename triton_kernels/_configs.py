@@ -41,6 +41,11 @@ def has_tensor_cores(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def has_little_shared_memory(device: torch.device) -> bool:
+    """The GPUs of desktops, sm_86, 89 and 120: 100 KiB a multiprocessor, where the others have 164 and more."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 6), (8, 9), (12, 0), (12, 1))
+
+
 def gemm_tile(x: Tensor, rows: int, columns: int, depth: int, last: bool) -> Tile:
     """The tile of a [rows, depth] x [depth, columns] product of the dtype of x; ``last``: channels_last.
 
@@ -52,6 +57,8 @@ def gemm_tile(x: Tensor, rows: int, columns: int, depth: int, last: bool) -> Til
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     if tile.rows == 128 and (not last or programs < _MULTIPROCESSORS):
         tile = tile._replace(rows=64, warps=4)
+    if has_little_shared_memory(x.device):
+        tile = tile._replace(stages=min(tile.stages, 2))
     return tile._replace(depth=min(tile.depth, max(triton.next_power_of_2(depth), 16)))
 
 

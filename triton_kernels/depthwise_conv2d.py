@@ -26,7 +26,7 @@ from . import _configs, _host, _launch
 from ._epilogue import activate, before_activation, image_and_pixel, pixel_rows, slope, steps
 from ._reduce import channel_sums, sum_parts
 
-_UNROLLED = 25  # taps; a larger kernel is walked row by row
+_UNROLLED = {False: 25, True: 9}  # taps, TRANSPOSED or not; a larger kernel is walked: 25 of a gradient spill on sm_86
 _TAPS = 16  # taps whose weight gradients a program sums
 
 
@@ -161,7 +161,7 @@ def convolve_depthwise(
         _depthwise_conv2d_forward_kernel[(triton.cdiv(N * P, block.pixels) * triton.cdiv(C, block.channels),)](
             steps[0][0], weight, y, steps[2][0], steps[3][0], *vectors, _host.bits(eps), N, P // VP, C // VC,
             *(n // v for step, v in zip(steps, V) for n in step[1:]), y.shape[3], *x.shape[2:], *stride, *dilation,
-            padding[2], padding[0], KH=kH, KW=kW, MULTIPLIER=multiplier, UNROLL=kH * kW <= _UNROLLED,
+            padding[2], padding[0], KH=kH, KW=kW, MULTIPLIER=multiplier, UNROLL=kH * kW <= _UNROLLED[transposed],
             ACTIVATION=activation, TRANSPOSED=transposed, LAST=last, VP=VP, VC=VC, VX=V[0], VY=V[1], VR=V[2], VG=V[3],
             PIXELS=block.pixels, CHANNELS=block.channels, COMPUTE=_host.compute_type(x),
             INDEX=_host.index_type(block.pixels, P, *(step[1] for step in steps)), num_warps=block.warps,

@@ -2,8 +2,9 @@
 """Max pooling and its gradient, any window and stride, without an index: the backward compares again.
 
 A program owns PIXELS pixels, adjacent in the order of rows, of CHANNELS channels, 2048 elements: of y forward, of
-grad_x backward. channels_last: a thread owns 16 bytes of adjacent channels, every tap is one wide load, and the taps of
-neighbouring pixels meet in L1. NCHW: a thread owns adjacent pixels. Bytes, forward: every tap asks for its x,
+grad_x backward (1024 in NCHW, where each needs an address of its own). channels_last: a thread owns 16 bytes of adjacent
+channels, every tap is one wide load, and the taps of neighbouring pixels meet in L1. NCHW: a thread owns adjacent
+pixels. Bytes, forward: every tap asks for its x,
 kH kW / (stride_h stride_w) times the map; DRAM is asked once, and is the roof; y 1.00, into a channel slice of a wider
 map when ``out`` is one. Backward: each pixel gathers from the windows over it, in their order, without atomics. It is a
 window's choice when no pixel before it is as large and none behind it larger (of NaN, the last), so that x is asked for
@@ -139,10 +140,16 @@ def _output_size(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], p
     return tuple(found)
 
 
-def _tile(y: Tensor, last: bool, maps: Sequence[tuple[Tensor, int, int]]) -> tuple[int, tuple[int, ...], dict]:
-    """(programs, sizes and steps, constants) for the pixels of y; ``maps`` are what is walked beside it."""
+def _tile(
+    y: Tensor, last: bool, maps: Sequence[tuple[Tensor, int, int]], part: int = 1
+) -> tuple[int, tuple[int, ...], dict]:
+    """(programs, sizes and steps, constants) for the pixels of y; ``maps`` are what is walked beside it.
+
+    A tile is 2048 elements over ``part``.
+    """
     N, C, P = y.shape[0], y.shape[1], y.shape[2] * y.shape[3]
     CHANNELS, PIXELS = _host.column_tile(C, N * P, last)
+    PIXELS = max(PIXELS // part, 1)
     VP, VC = _host.vector(y.dtype, P), _host.vector(y.dtype, C)
     V = [_host.vector(y.dtype, *each[1:]) for each in maps]
     sizes = (N, P // VP, C // VC, *(step // v for each, v in zip(maps, V) for step in each[1:]))
@@ -183,7 +190,8 @@ def launch_max_pool2d_backward(grad: Tensor, x: Tensor, kernel_size: Sequence[in
     grad_x = _host.empty(x, x.shape, last)
     if grad_x.numel():
         maps = [_host.rows_of(t, last) for t in (grad, x, grad_x)]
-        programs, sizes, constants = _tile(grad_x, last, maps)
+        # 16 elements a thread, each with an address and a window of its own, spill in NCHW
+        programs, sizes, constants = _tile(grad_x, last, maps, part=1 if last else 2)
         with torch.cuda.device_of(x):
             _max_pool2d_backward_kernel[(programs,)](
                 maps[0][0], maps[1][0], grad_x, *sizes, *grad.shape[2:], *x.shape[2:], *stride, *padding,

@@ -99,6 +99,7 @@ def launches(arch: int, call: Callable[[], Any]) -> list[Launch]:
     with (
         mock.patch.object(JITFunction, "run", note),
         mock.patch.object(configs, "has_tensor_cores", lambda device: arch >= 80),
+        mock.patch.object(configs, "has_little_shared_memory", lambda device: arch in (86, 89, 120)),
     ):
         call()
     assert found, "no kernel was launched"
