@@ -20,7 +20,8 @@ HEAD = """# The models
 `fastcnn check --all --json > check.json; python -m tests.models.table check.json --write`.
 
 - parameters and MACs (multiply-adds of convolutions and linear layers, one image) are counted on our nets; those of the
-  package's net are the same, as are the keys and shapes of its state_dict and the shape of its output;
+  package's net are the same, as are the keys and shapes of its state_dict and the shape of its output (NASNet-A mobile's
+  counts 568.2 M: it computes rows that it crops);
 - reference: the package and its name of the net; "plain torch": no package has it, `tests/models/plain` states it;
 - top-1: published for ImageNet, in percent, by the source that metadata.json names; not measured here;
 - parity error: of the logits in fp32, random weights, against the reference in fp64, relative to the largest; allowed
