@@ -2,13 +2,13 @@
 """Max pooling and its gradient, any window and stride, without an index: the backward compares again.
 
 A program owns PIXELS pixels, adjacent in the order of rows, of CHANNELS channels, 2048 elements: of y forward, of
-grad_x backward (1024 in NCHW, where each needs an address of its own). channels_last: a thread owns 16 bytes of adjacent
+grad_x backward (512 in NCHW, where each needs an address of its own). channels_last: a thread owns 16 bytes of adjacent
 channels, every tap is one wide load, and the taps of neighbouring pixels meet in L1. NCHW: a thread owns adjacent
-pixels. Bytes, forward: every tap asks for its x,
-kH kW / (stride_h stride_w) times the map; DRAM is asked once, and is the roof; y 1.00, into a channel slice of a wider
-map when ``out`` is one. Backward: each pixel gathers from the windows over it, in their order, without atomics. It is a
-window's choice when no pixel before it is as large and none behind it larger (of NaN, the last), so that x is asked for
-(kH kW)^2 / (stride_h stride_w) times, from L1 but for the first; grad once, by the pixel that takes it; grad_x 1.00.
+pixels. Bytes, forward: every tap asks for its x, kH kW / (stride_h stride_w) times the map; DRAM is asked once, and is
+the roof; y 1.00, into a channel slice of a wider map when ``out`` is one. Backward: each pixel gathers from the windows
+over it, in their order, without atomics. It is a window's choice when no pixel before it is as large and none behind it
+larger (of NaN, the last), so that x is asked for (kH kW)^2 / (stride_h stride_w) times, from L1 but for the first; grad
+once, by the pixel that takes it; grad_x 1.00.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def launch_max_pool2d_backward(grad: Tensor, x: Tensor, kernel_size: Sequence[in
     if grad_x.numel():
         maps = [_host.rows_of(t, last) for t in (grad, x, grad_x)]
         # 16 elements a thread, each with an address and a window of its own, spill in NCHW
-        programs, sizes, constants = _tile(grad_x, last, maps, part=1 if last else 2)
+        programs, sizes, constants = _tile(grad_x, last, maps, part=1 if last else 4)
         with torch.cuda.device_of(x):
             _max_pool2d_backward_kernel[(programs,)](
                 maps[0][0], maps[1][0], grad_x, *sizes, *grad.shape[2:], *x.shape[2:], *stride, *padding,
