@@ -109,25 +109,29 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _logits(net: nn.Module, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """In ``dtype``, as fp64. The net is converted in place and back, exactly: the largest take 4 GB a copy in fp32."""
+    net.to(dtype=dtype, memory_format=memory_format)
+    with one_thread() if dtype == torch.float64 else contextlib.nullcontext():
+        logits = net(x.to(dtype=dtype, memory_format=memory_format)).double()
+    net.to(dtype=torch.float32, memory_format=torch.contiguous_format)
+    return logits
+
+
 def eval_errors(ours: nn.Module, theirs: nn.Module, x: Tensor) -> dict[str, float]:
     """Largest errors of the fp32 logits against the reference in fp64, over its largest; "allowed" by the rule."""
     with torch.inference_mode():
-        with one_thread():
-            exact = deepcopy(theirs).double()(x.double())
-        scale = largest(exact)
-        found = {}
-        for key, memory_format in FORMATS.items():
-            their_net = deepcopy(theirs).to(memory_format=memory_format)
-            our_net = deepcopy(ours).to(memory_format=memory_format)
-            pixels = x.to(memory_format=memory_format)
-            found[f"theirs {key}"] = largest(their_net(pixels).double() - exact) / scale
-            found[key] = largest(our_net(pixels).double() - exact) / scale
+        exact = _logits(theirs, x, torch.float64, torch.contiguous_format)
+
+        def error(net: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> float:
+            return largest(_logits(net, x, dtype, memory_format) - exact) / largest(exact)
+
+        found = {key: error(ours, torch.float32, FORMATS[key]) for key in FORMATS}
+        found |= {f"theirs {key}": error(theirs, torch.float32, FORMATS[key]) for key in FORMATS}
         found["allowed"] = max(FP32_FLOOR, FP32_FACTOR * max(found[f"theirs {key}"] for key in FORMATS))
         if found["allowed"] > AMPLIFIES:
-            with one_thread():
-                found["fp64"] = largest(deepcopy(ours).double()(x.double()) - exact) / scale
-                again = deepcopy(theirs).double().to(memory_format=torch.channels_last)
-                noise = largest(again(x.double().to(memory_format=torch.channels_last)) - exact) / scale
+            found["fp64"] = error(ours, torch.float64, torch.contiguous_format)
+            noise = error(theirs, torch.float64, torch.channels_last)
             found["allowed fp64"] = max(IN_FP64 * found["allowed"], FP32_FACTOR * noise)
     return found
 

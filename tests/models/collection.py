@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collection: what every net of it must be, measured on its reference, and the nets that stand for their families."""
+"""The collection: what every net of it must be, measured on its reference; those that stand for files and families."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 # convolutions and linear layers at batch 1, tensors of the state_dict; null where no package has the net
 COLLECTION: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
-# One net of each family and the input that keeps `make test` short: every kind of block, padding and head.
+# A net of each model file and an input that takes little time: every kind of block, padding and head.
 REPRESENTATIVE: dict[str, tuple[int, int]] = {
     "alexnet": (65, 97),
     "alexnet_cifar": (32, 32),
@@ -63,3 +63,34 @@ REPRESENTATIVE: dict[str, tuple[int, int]] = {
 }
 # Files without one there: tens of millions of parameters more, and the blocks of files that have one.
 TOO_LARGE = {"alexnet_lrn": "zfnet", "nasnet_large": "nasnet", "vgg": "vgg_cifar"}
+
+# One of each family: these run in `make test`, the others of REPRESENTATIVE beside all nets in `make test-all`.
+OF_EACH_FAMILY = {
+    "alexnet_cifar",
+    "amoebanet_a",
+    "bit_r50x1",
+    "densenet100_k12_bc_cifar10",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "googlenet_aux",
+    "highway_cnn",
+    "inception_resnet_v1",
+    "inception_v3",
+    "lenet5",
+    "mlp_cifar",
+    "mnasnet0_5",
+    "mobilenet_v1_x0_25",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "nasnet_a_mobile",
+    "nin_cifar10",
+    "preact_resnet20_cifar10",
+    "resnet18",
+    "resnext29_32x4d_cifar10",
+    "se_resnet18",
+    "shufflenet_v1_x0_5_g3",
+    "shufflenet_v2_x0_5",
+    "tiny_vgg",
+    "vgg11_cifar",
+    "xception",
+}

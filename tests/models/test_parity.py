@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every model against its reference, by the rule of tests/parity.py."""
+"""The mobile nets against their references, by the rule of tests/parity.py, and that the rule fails on wrong ones.
+
+Every net of the collection: test_collection.py.
+"""
 
 import pytest
 import torch
@@ -18,15 +21,6 @@ from tests.parity import (
     train_errors,
 )
 
-# One of each family and of each kind of padding, at a size that keeps `make test` short.
-REPRESENTATIVE = [
-    "mobilenet_v1_x0_25",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "shufflenet_v2_x0_5",
-    "efficientnet_b0",
-    "efficientnet_lite0",
-]
 SHORT, LONG = (65, 97), (193, 225)
 # The families that the kernels were made for: every net of them, in both modes and two batch sizes.
 MOBILE = [name for name in list_models("mobilenet_v*") + list_models("shufflenet_v2_x*") + list_models("efficientnet_lite*")
@@ -37,20 +31,6 @@ OTHER_LAYOUTS = [
     for reference in metadata(name).get("also_loads", [])
     if reference.split(":")[0] == "timm"
 ]
-
-
-@pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_logits(name: str) -> None:
-    ours, theirs = build_pair(name)
-    for batch in (1, 3):
-        assert_eval_parity(ours, theirs, torch.randn(batch, 3, *SHORT))
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_training_step(name: str, memory_format: str) -> None:
-    ours, theirs = build_pair(name)
-    assert_train_parity(ours, theirs, torch.randn(3, 3, *SHORT), FORMATS[memory_format])
 
 
 @pytest.mark.long
