@@ -1,2 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call that puts a trained CNN on the fused ops."""
+"""One call that puts a trained CNN on the fused ops: :func:`fastcnn.accelerate`, which is also this package's name."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from .api import ToleranceError, accelerate
+from .capture import CaptureError
+from .module import Accelerated, Unchanged
+from .report import Report
+
+__all__ = ["Accelerated", "CaptureError", "Report", "ToleranceError", "Unchanged", "accelerate"]
+
+
+class _Callable(ModuleType):
+    """Importing a part of this package sets ``fastcnn.accelerate`` to the package, where users call a function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Accelerated | Unchanged:
+        return accelerate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -158,6 +158,8 @@ def emit(
     with mode, torch.no_grad():
         node.meta["val"] = target(*values)
     node.meta["layer"] = (like or before).meta.get("layer", "")
+    if like is not None and like.target is target and "left" in like.meta:
+        node.meta["left"] = like.meta["left"]
     return node
 
 
@@ -198,12 +200,8 @@ def _drop_empty(module: torch.nn.Module) -> bool:
 
 
 class Notes:
-    """What the rewrites did and could not do, for the report."""
-
-    def __init__(self) -> None:
-        self.left: list[tuple[str, str, str]] = []  # operator, layer, reason
+    """What the rewrites could not do. A reason stays with the node, also where a later rewrite writes it anew."""
 
     def leave(self, node: fx.Node, reason: str) -> None:
-        """``node`` stays as it is, because of ``reason``; the last reason given for a node counts."""
-        self.left = [entry for entry in self.left if entry[0] != node.name]
-        self.left.append((node.name, node.meta.get("layer", ""), reason))
+        """``node`` stays as it is, because of ``reason``; the last reason given counts."""
+        node.meta["left"] = reason

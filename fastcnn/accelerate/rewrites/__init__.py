@@ -1,2 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrites of the captured program, one pattern a file."""
+"""Rewrites of the captured program, one pattern a file, in the order in which they run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from torch import fx
+
+from ..program import Notes, sweep
+from .conv_activation import conv_activation
+from .depthwise import depthwise
+from .fold_batch_norm import fold_batch_norm
+from .normalise import normalise
+from .same_padding import same_padding
+
+Rewrite = Callable[[fx.GraphModule, Notes], int]
+
+# Each leaves a correct program, so each can be switched off; `normalise`, which they all need, cannot.
+REWRITES: dict[str, Rewrite] = {
+    rewrite.__name__: rewrite
+    for rewrite in (
+        same_padding,
+        fold_batch_norm,
+        conv_activation,
+        depthwise,
+    )
+}
+
+
+def check_mapping(mapping: Mapping[str, bool] | None) -> dict[str, bool]:
+    """``mapping`` with every rewrite in it, True where it does not say.
+
+    Raises: TypeError for what maps no names to bools; ValueError for an unknown name, with the nearest ones.
+    """
+    given = {} if mapping is None else mapping
+    if not isinstance(given, Mapping) or not all(isinstance(on, bool) for on in given.values()):
+        raise TypeError(f"accelerate: mapping must be a dict of rewrite names to True or False, got {mapping!r}")
+    for name in given:
+        if name not in REWRITES:
+            near = difflib.get_close_matches(str(name), REWRITES, n=3) or list(REWRITES)
+            raise ValueError(f"accelerate: mapping must name rewrites, got {name!r}; nearest: {', '.join(near)}")
+    return {name: given.get(name, True) for name in REWRITES}
+
+
+def rewrite(program: fx.GraphModule, mapping: Mapping[str, bool] | None = None) -> dict[str, int]:
+    """Run them on ``program``, in place.
+
+    Returns: how often each pattern was replaced.
+    """
+    notes = Notes()
+    normalise(program, notes)
+    counts = {name: REWRITES[name](program, notes) if on else 0 for name, on in check_mapping(mapping).items()}
+    sweep(program)
+    return counts

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accelerated model: an ordinary module around a rewritten program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec, tree_map_only, tree_unflatten
+
+from .program import aten, is_map, value
+from .report import Report
+
+
+class InputRule(NamedTuple):
+    """What an input must look like; None stands for an extent that may change."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    def check(self, x: Any) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"accelerated model: {self.name} must be a Tensor, got {type(x).__name__}")
+        fits = x.dim() == len(self.shape) and all(s is None or s == e for s, e in zip(self.shape, x.shape, strict=True))
+        if not fits:
+            raise ValueError(
+                f"accelerated model: {self.name} must be {self.text()} as in the example, got {list(x.shape)}"
+            )
+        if x.is_floating_point() != self.dtype.is_floating_point or x.is_complex():
+            raise TypeError(f"accelerated model: {self.name} must be {self.dtype}, as in the example, got {x.dtype}")
+
+    def text(self) -> str:
+        names = "NCHW" if len(self.shape) == 4 else "NCDEFGH"
+        return "[" + ", ".join(names[i] if s is None else str(s) for i, s in enumerate(self.shape)) + "]"
+
+
+class Accelerated(nn.Module):
+    """What :func:`fastcnn.accelerate` returns: the same function as the original, for inference.
+
+    An ordinary module: ``state_dict``, ``deepcopy``, ``.to``, ``torch.compile`` and threads work. Its weights are copies,
+    with batch norm folded in: what happens to the original's later does not reach them. Inputs may have another floating
+    dtype than the weights; the result has that of the input.
+
+    Attributes:
+        program: the rewritten graph, of ``torch.ops.fastcnn`` and ATen operators.
+        report: what was fused, what was not and why, errors, speed.
+    """
+
+    def __init__(self, program: fx.GraphModule, rules: list[InputRule], out_spec: TreeSpec, report: Report) -> None:
+        super().__init__()
+        self.program = program
+        self.rules = rules
+        self.out_spec = out_spec
+        self.report = report
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if len(inputs) != len(self.rules):
+            raise TypeError(f"accelerated model: takes {len(self.rules)} inputs, got {len(inputs)}")
+        for rule, x in zip(self.rules, inputs, strict=True):
+            rule.check(x)
+        dtype = self.dtype()
+        given = next((x.dtype for x in inputs if x.is_floating_point()), dtype)
+        if dtype != given:
+            inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        with _below_autograd(inputs):
+            outputs = self.program(*inputs)
+        if dtype != given:
+            outputs = tree_map_only(Tensor, lambda y: y.to(given) if y.dtype == dtype else y, outputs)
+        return tree_unflatten(list(outputs), self.out_spec)
+
+    def dtype(self) -> torch.dtype | None:
+        """Of the weights; None without floating weights."""
+        return next((p.dtype for p in self.program.parameters() if p.is_floating_point()), None)
+
+    def train(self, mode: bool = True) -> Accelerated:
+        """Stays in eval mode: batch norm is folded.
+
+        Raises: ValueError when asked to train.
+        """
+        if mode:
+            raise ValueError("accelerated model: is for inference, its batch norms are folded: train the original")
+        return super().train(False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write graph and weights to a file that :func:`fastcnn.load` reads without running code."""
+        from .archive import save
+
+        rules = [[rule.name, list(rule.shape), str(rule.dtype).removeprefix("torch.")] for rule in self.rules]
+        save(
+            path,
+            self.program,
+            in_spec=None,
+            out_spec=self.out_spec,
+            extra={"inputs": rules, "report": self.report.to_dict()},
+        )
+
+
+class Unchanged(nn.Module):
+    """The original, where :func:`fastcnn.accelerate` had to leave it as it is; ``report.refused`` says why."""
+
+    def __init__(self, model: nn.Module, report: Report) -> None:
+        super().__init__()
+        self.model = model
+        self.report = report
+        self.training = model.training
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+
+def _below_autograd(inputs: tuple[Tensor, ...]) -> contextlib.AbstractContextManager:
+    """Skips the dispatcher's autograd layer (4 to 8 us an operator) where nobody can ask for a gradient."""
+    plain = all(type(x) in (Tensor, nn.Parameter) for x in inputs) and not torch.compiler.is_compiling()
+    if not plain or torch._C._functorch.peek_interpreter_stack() is not None:
+        return contextlib.nullcontext()
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return contextlib.nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def input_rules(program: fx.GraphModule) -> list[InputRule]:
+    """Of the program's placeholders, from their fake tensors."""
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            val = value(node)
+            shape = tuple(extent if isinstance(extent, int) else None for extent in val.shape)
+            found.append(InputRule(node.name, shape, val.dtype))
+    return found
+
+
+def use_channels_last(program: fx.GraphModule) -> None:
+    """Maps inside are channels_last: converted where they come in, and back where they leave."""
+    graph = program.graph
+    nodes = list(graph.nodes)
+    for node in nodes:
+        if node.op == "placeholder" and is_map(node):
+            with graph.inserting_after(nodes[max(i for i, each in enumerate(nodes) if each.op == "placeholder")]):
+                inside = graph.call_function(aten.contiguous.default, (node,), {"memory_format": torch.channels_last})
+            inside.meta = dict(node.meta)
+            node.replace_all_uses_with(
+                inside, delete_user_cb=lambda user, inside=inside: user is not inside and user.op != "output"
+            )
+    output = nodes[-1]
+    for each in set(output.all_input_nodes):
+        if is_map(each) and each.op == "call_function":
+            with graph.inserting_before(output):
+                outside = graph.call_function(aten.contiguous.default, (each,))
+            outside.meta = dict(each.meta)
+            output.replace_input_with(each, outside)
+    for module in program.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    graph.lint()
+    program.recompile()
