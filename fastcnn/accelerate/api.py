@@ -15,6 +15,8 @@ from . import verify
 from .capture import CaptureError, capture, flat_example
 from .cost import cost
 from .module import Accelerated, Unchanged, input_rules, use_channels_last
+from .portable import to_aten
+from .program import sweep
 from .report import Report
 from .rewrites import check_mapping, rewrite
 
@@ -38,6 +40,7 @@ def accelerate(
     strict: bool = True,
     tolerance: float | None = None,
     require_speedup: bool = False,
+    portable: bool = False,
     mapping: Mapping[str, bool] | None = None,
 ) -> Accelerated | Unchanged:
     """``model`` for inference on the fused ops: captured, rewritten, compared with the original, reported on.
@@ -51,6 +54,7 @@ def accelerate(
         tolerance: largest relative error against the original in fp64; default 1e-5 (an epsilon of a half ``dtype``), or
             5 times the original's own error in its dtype and ``dtype`` where that is larger.
         require_speedup: return :class:`Unchanged` where the result is slower on the example.
+        portable: fold and simplify, but keep ATen's operators alone, for TensorRT, ONNX and mobile.
         mapping: names of rewrites to switch off, ``{"sibling_convs": False}``.
     Returns: a module that computes what ``model`` does, with ``.report``; ``print`` that.
     Raises: TypeError or ValueError naming the argument; CaptureError (a ValueError) with torch.export's reason and the
@@ -79,6 +83,9 @@ def accelerate(
         found.notes.append("the model fixes its batch size: the example's is the only one that the result takes")
     found.notes += [f"the original writes to {name}, which the result does not" for name in captured.mutated]
     found.fused = rewrite(program, mapping)
+    if portable:
+        to_aten(program)
+        sweep(program)
     after = cost(program, size)
     found.bytes, found.launches = (
         {"before": getattr(before, k), "after": getattr(after, k)} for k in ("bytes", "launches")
