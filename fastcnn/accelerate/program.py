@@ -127,6 +127,7 @@ def add_tensor(program: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
         node = program.graph.create_node("get_attr", free)
     mode = fake_mode(program)
     node.meta["val"] = mode.from_tensor(tensor.detach(), static_shapes=True) if mode else tensor.detach()
+    node.meta["wanted"] = name
     return node
 
 
@@ -185,10 +186,24 @@ def sweep(program: fx.GraphModule) -> fx.GraphModule:
             for leaf in list(tensors):
                 if (f"{module_name}.{leaf}" if module_name else leaf) not in used:
                     del tensors[leaf]
+    for node in program.graph.nodes:
+        _take_wanted_name(program, node)
     _drop_empty(program)
     program.graph.lint()
     program.recompile()
     return program
+
+
+def _take_wanted_name(program: fx.GraphModule, node: fx.Node) -> None:
+    """A weight that took the place of another takes its name too, once that is gone."""
+    wanted = node.meta.pop("wanted", node.target)
+    if wanted == node.target or wanted in dict(program.named_parameters(remove_duplicate=False)):
+        return
+    owner, _, leaf = wanted.rpartition(".")
+    module = program.get_submodule(owner)
+    if not hasattr(module, leaf):
+        module.register_parameter(leaf, module._parameters.pop(node.target.rpartition(".")[2]))
+        node.target = wanted
 
 
 def _drop_empty(module: torch.nn.Module) -> bool:

@@ -32,6 +32,12 @@ from ..program import (
 
 Handler = Callable[[fx.GraphModule, fx.Node, dict[str, Any]], "fx.Node | None"]
 HANDLERS: dict[Any, Handler] = {}
+_ASSERTIONS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+}
 
 
 def normalise(program: fx.GraphModule, notes: Notes) -> int:
@@ -39,6 +45,9 @@ def normalise(program: fx.GraphModule, notes: Notes) -> int:
     count = 0
     for node in list(program.graph.nodes):
         if node._erased or node.op != "call_function":
+            continue
+        if node.target in _ASSERTIONS:  # the inputs are checked against the example's shapes
+            program.graph.erase_node(node)
             continue
         handler = HANDLERS.get(node.target) or HANDLERS.get(getattr(node.target, "overloadpacket", None))
         new = handler(program, node, arguments(node)) if handler else None
@@ -236,13 +245,19 @@ def _split(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> Non
             )
 
 
+_TO_THE_END = 2**63 - 1
+
+
 @handles(aten.narrow.default, aten.slice.Tensor)
 def _slice(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> fx.Node | None:
     x = given["self"]
     dim = given["dim"] % value(x).dim()
     size = shape(x)[dim]
-    if not isinstance(size, int) or given.get("step", 1) != 1:
+    if given.get("step", 1) != 1:
         return None
+    if not isinstance(size, int):  # x[:, ...] slices the batch too, from end to end
+        whole = "end" in given and not given["start"] and given["end"] in (None, _TO_THE_END)
+        return x if whole else None
     start = given["start"] or 0
     end = start + given["length"] if "length" in given else given["end"]
     if not all(isinstance(bound, (int, type(None))) for bound in (start, end)):
