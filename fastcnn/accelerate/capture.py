@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import TreeSpec, tree_map_only
 
-from .program import add_tensor, sweep, tensor_of
+from .program import add_tensor, fixed, sweep, tensor_of
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 # May return their input itself, which their schemas do not say.
@@ -101,9 +101,10 @@ def _first_lines(error: BaseException, most: int = 4) -> str:
 
 def _has_dynamic_batch(exported: ExportedProgram) -> bool:
     names = set(exported.graph_signature.user_inputs)
-    shapes = [node.meta["val"].shape for node in exported.graph.nodes
-              if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor)]  # fmt: skip
-    return bool(shapes) and all(isinstance(s[0], torch.SymInt) for s in shapes if len(s) > 1)
+    batches = [fixed(node.meta["val"].shape[0]) for node in exported.graph.nodes
+               if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor)
+               and node.meta["val"].dim() > 1]  # fmt: skip
+    return bool(batches) and all(isinstance(batch, torch.SymInt) for batch in batches)
 
 
 def _program(exported: ExportedProgram, dynamic: bool) -> Captured:

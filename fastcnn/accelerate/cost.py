@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from .program import aten
+from .program import aten, fixed
 
 _VIEWS = {aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose,
           aten.slice, aten.narrow, aten.chunk, aten.split, aten.split_with_sizes, aten.select, aten.expand, aten.expand_as,
@@ -58,7 +58,7 @@ def _elements(node: fx.Node) -> int:
     for each in tree_leaves(node.meta.get("val")):
         if isinstance(each, Tensor):
             size = 1
-            for i, extent in enumerate(each.shape):
+            for i, extent in enumerate(map(fixed, each.shape)):
                 size *= 1 if i == 0 else extent if isinstance(extent, int) else _hint(extent)
             found += size
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_map_only, tree_unflatten
 
-from .program import aten, is_map, value
+from .program import aten, is_map, shape, value
 from .report import Report
 
 
@@ -128,9 +128,8 @@ def input_rules(program: fx.GraphModule) -> list[InputRule]:
     found = []
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            val = value(node)
-            shape = tuple(extent if isinstance(extent, int) else None for extent in val.shape)
-            found.append(InputRule(node.name, shape, val.dtype))
+            extents = tuple(extent if isinstance(extent, int) else None for extent in shape(node))
+            found.append(InputRule(node.name, extents, value(node).dtype))
     return found
 
 

@@ -96,7 +96,13 @@ def is_map(node: Any) -> bool:
 
 def shape(node: fx.Node) -> tuple:
     """Of ``node``'s result; what is dynamic is a ``torch.SymInt``."""
-    return tuple(value(node).shape)
+    return tuple(fixed(extent) for extent in value(node).shape)
+
+
+def fixed(extent: int | torch.SymInt) -> int | torch.SymInt:
+    """An extent that tracing has settled is a symbol still, of a constant."""
+    constant = extent.node.maybe_as_int() if isinstance(extent, torch.SymInt) else None
+    return extent if constant is None else constant
 
 
 def tensor_of(program: fx.GraphModule, node: Any) -> Tensor | None:

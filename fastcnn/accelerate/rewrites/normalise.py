@@ -23,6 +23,7 @@ from ..program import (
     Notes,
     aten,
     emit,
+    fixed,
     is_map,
     is_op,
     replace,
@@ -234,7 +235,7 @@ def _nothing(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> f
 def _split(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> None:
     x = next(iter(given.values()))
     dim = given["dim"] % value(x).dim()
-    pieces = [part.shape[dim] for part in value(node)]
+    pieces = [fixed(part.shape[dim]) for part in value(node)]
     if not all(isinstance(size, int) for size in pieces):
         return
     for user in list(node.users):
