@@ -25,6 +25,8 @@ _MAY_ALIAS = {
     ).split()
 }
 _RANDOM = torch.Tag.nondeterministic_seeded
+# Traced in place of the example's: a batch that equals another extent by chance would be taken for it.
+_BATCH = 37
 _MOST_CONSTANT = 2**26  # elements that a folded constant may have
 
 
@@ -50,10 +52,16 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], dynamic_size: bool = 
 
     Raises: CaptureError.
     """
-    pairs = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in example)
-    exported = _export(model, pairs, dynamic_size)
-    dynamic = _has_dynamic_batch(exported)
-    if not dynamic and any(pair is not x for pair, x in zip(pairs, example, strict=True)):
+    batches = {x.shape[0] for x in example if x.dim() > 1}
+    dynamic = len(batches) == 1
+    if dynamic:
+        traced = tuple(x[:1].repeat(_BATCH, *[1] * (x.dim() - 1)) if x.dim() > 1 else x for x in example)
+        try:
+            exported = _export(model, traced, dynamic_size)
+            dynamic = _has_dynamic_batch(exported)
+        except CaptureError:  # perhaps for the batch's sake alone
+            dynamic = False
+    if not dynamic:
         exported = _export(model, example, False)
     if not _make_functional(exported.graph):
         exported = exported.run_decompositions({})

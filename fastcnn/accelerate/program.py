@@ -7,6 +7,8 @@ shape (the batch may be a symbol), ``node.meta["layer"]`` the module of the orig
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -162,12 +164,23 @@ def emit(
         node = program.graph.call_function(target, tuple(args))
     values = tree_map(lambda each: each.meta["val"] if isinstance(each, fx.Node) else each, tuple(args))
     mode = fake_mode(program)
-    with mode, torch.no_grad():
-        node.meta["val"] = target(*values)
+    guards = mode.shape_env.suppress_guards() if mode and mode.shape_env else contextlib.nullcontext()
+    with mode, guards, torch.no_grad():  # without guards: some would settle a symbolic batch on its hint
+        node.meta["val"] = _reshaped(*values) if target is aten.reshape.default else target(*values)
     node.meta["layer"] = (like or before).meta.get("layer", "")
     if like is not None and like.target is target and "left" in like.meta:
         node.meta["left"] = like.meta["left"]
     return node
+
+
+def _reshaped(x: Tensor, sizes: Sequence) -> Tensor:
+    """``x.reshape(sizes)`` by arithmetic, so that a symbolic batch stays the same symbol."""
+    known = math.prod(size for size in sizes if not isinstance(size, int) or size >= 0)
+    if -1 in sizes and isinstance(x.shape[0], torch.SymInt) and math.prod(x.shape[1:]) == known:
+        missing = x.shape[0]
+    else:
+        missing = math.prod(x.shape) // known if -1 in sizes and known else 0
+    return x.new_empty([missing if isinstance(size, int) and size == -1 else size for size in sizes])
 
 
 def replace(program: fx.GraphModule, old: fx.Node, new: fx.Node) -> None:
