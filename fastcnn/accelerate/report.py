@@ -138,6 +138,9 @@ def left(program: fx.GraphModule) -> list[Left]:
     return sorted(found.values(), key=lambda each: -each.count)
 
 
+_LIBRARY = {"mkldnn": "oneDNN, packed weights"}
+
+
 def operators(fast: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, dict[str, Any]]:
     """How often each operator runs, and which backend serves its first call."""
     found: dict[str, dict[str, Any]] = {}
@@ -148,12 +151,16 @@ def operators(fast: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, dict[str
             if namespace is not None:
                 name = str(target).removesuffix(".default")
                 if name not in found:
-                    backend = explain(target, *args).backend if namespace == "fastcnn" else "torch"
+                    backend = (
+                        explain(target, *args).backend if namespace == "fastcnn" else _LIBRARY.get(namespace, "torch")
+                    )
                     found[name] = {"count": 0, "backend": backend}
                 found[name]["count"] += 1
             return super().call_function(target, args, kwargs)
 
     dtype = fast.dtype()
     with torch.inference_mode():
-        Recorder(fast.program).run(*(x.to(dtype) if x.is_floating_point() and dtype else x for x in inputs))
+        Recorder(fast.runs(inputs[0].device)).run(
+            *(x.to(dtype) if x.is_floating_point() and dtype else x for x in inputs)
+        )
     return dict(sorted(found.items(), key=lambda item: -item[1]["count"]))
