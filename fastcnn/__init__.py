@@ -22,6 +22,8 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(".models", __name__), name)
     if name in ("explain", "use_backend"):
         return getattr(importlib.import_module(".backends", __name__), name)
+    if name == "load":
+        return importlib.import_module(".accelerate", __name__).load
     if name in ("tune", "warmup"):
         return getattr(importlib.import_module(".tuning", __name__), name)
     raise AttributeError(f"module 'fastcnn' has no attribute {name!r}")

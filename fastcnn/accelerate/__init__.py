@@ -6,11 +6,12 @@ from types import ModuleType
 from typing import Any
 
 from .api import ToleranceError, accelerate
+from .archive import ArchiveError
 from .capture import CaptureError
-from .module import Accelerated, Unchanged
+from .module import Accelerated, Unchanged, load
 from .report import Report
 
-__all__ = ["Accelerated", "CaptureError", "Report", "ToleranceError", "Unchanged", "accelerate"]
+__all__ = ["Accelerated", "ArchiveError", "CaptureError", "Report", "ToleranceError", "Unchanged", "accelerate", "load"]
 
 
 class _Callable(ModuleType):

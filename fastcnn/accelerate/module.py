@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_map_only, tree_unflatten
 
+from .archive import ArchiveError
+from .archive import load as read_archive
+from .archive import save as write_archive
 from .packed import Packed, pack
 from .program import aten, is_map, shape, value
 from .report import Report
@@ -115,17 +118,38 @@ class Accelerated(nn.Module):
         return super().train(False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write graph and weights to a file that :func:`fastcnn.load` reads without running code."""
-        from .archive import save
+        """Write graph and weights to a file that :func:`fastcnn.load` reads without running code.
 
+        Raises: ArchiveError (a ValueError) where the program holds an operator that no file may name; OSError.
+        """
         rules = [[rule.name, list(rule.shape), str(rule.dtype).removeprefix("torch.")] for rule in self.rules]
-        save(
+        write_archive(
             path,
             self.program,
             in_spec=None,
             out_spec=self.out_spec,
             extra={"inputs": rules, "report": self.report.to_dict()},
         )
+
+
+def load(path: str | os.PathLike[str]) -> Accelerated:
+    """What :meth:`Accelerated.save` wrote, on the CPU. Reads JSON and tensors; no code of the file runs.
+
+    Raises: ArchiveError (a ValueError) for a file that is damaged, doctored or of another format; FileNotFoundError.
+    """
+    found = read_archive(path)
+    try:
+        rules = [InputRule(name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in found.extra["inputs"]]
+        report = Report.from_dict(found.extra["report"])
+        fits = all(isinstance(rule.name, str) and isinstance(rule.dtype, torch.dtype) for rule in rules)
+        inputs = sum(node.op == "placeholder" for node in found.program.graph.nodes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArchiveError(
+            f"load: {os.fspath(path)!r} is refused: extra must hold inputs and report: {error}"
+        ) from None
+    if not fits or len(rules) != inputs or found.out_spec is None:
+        raise ArchiveError(f"load: {os.fspath(path)!r} is refused: inputs must describe the program's {inputs}")
+    return Accelerated(found.program, rules, found.out_spec, report)
 
 
 class Unchanged(nn.Module):

@@ -62,6 +62,11 @@ class Report:
         """Plain types, ready for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Report:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**found | {"left": [Left(**each) for each in found["left"]]})
+
     @property
     def speedup(self) -> float | None:
         """Time before over time after."""

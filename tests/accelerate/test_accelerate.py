@@ -4,6 +4,7 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,3 +149,17 @@ def test_the_report_says_what_happened(fast: nn.Module) -> None:
     assert found["bytes"]["after"] < found["bytes"]["before"]
     assert found["errors"]["example"]["fp64"] <= found["errors"]["example"]["allowed"]
     assert found["operators"]["fastcnn.conv_bn_act"]["count"] == 3
+
+
+def test_saved_and_loaded(fast: nn.Module, tmp_path: Path) -> None:
+    fast.save(tmp_path / "net.fastcnn")
+    loaded = fastcnn.load(tmp_path / "net.fastcnn")
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 16, 16)
+        assert torch.equal(loaded(x), fast(x))
+    assert loaded.report == fast.report
+    assert loaded.rules == fast.rules
+    with pytest.raises(ValueError, match=r"must be \[N, 3, 16, 16\]"):
+        loaded(torch.randn(1, 3, 8, 8))
+    loaded.save(tmp_path / "again.fastcnn")
+    assert (tmp_path / "again.fastcnn").read_bytes() == (tmp_path / "net.fastcnn").read_bytes()
