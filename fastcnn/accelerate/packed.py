@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
+from .buffers import grow
 from .program import ACTIVATION, CONV, Conv, is_op, shape, tensor_of
 
 _KINDS: dict[str, tuple[str, list[float]]] = {
@@ -42,30 +43,33 @@ class Packed(NamedTuple):
 
 def pack(program: fx.GraphModule) -> Packed:
     """``program`` for this machine's CPU; as it is where nothing in it gains."""
-    convs = [node for node in program.graph.nodes if is_op(node, CONV)] if _available() else []
-    chosen = {node for node in convs if _serves(program, Conv.of(node))}
-    if not chosen:
-        return Packed(program, [], [])
+    onednn = _available()
+    chosen = {node for node in program.graph.nodes if onednn and is_op(node, CONV) and _serves(program, Conv.of(node))}
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    packed: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     weights = []
     for node in program.graph.nodes:
-        if node not in chosen:
-            copied[node] = graph.output(fx.map_arg(node.args[0], copied.__getitem__)) if node.op == "output" else \
-                graph.node_copy(node, copied.__getitem__)  # fmt: skip
-            continue
-        conv = Conv.of(node)
-        weight = tensor_of(program, conv.weight)
-        weights.append(weight)
-        name = f"packed_{len(packed)}"
-        packed[name] = _reorder(conv, weight)
-        copied[node] = _call(graph, conv, copied, graph.create_node("get_attr", name))
+        if node in chosen:
+            conv = Conv.of(node)
+            weights.append(tensor_of(program, conv.weight))
+            tensors[f"packed_{len(weights)}"] = _reorder(conv, weights[-1])
+            copied[node] = _call(graph, conv, copied, graph.create_node("get_attr", f"packed_{len(weights)}"))
+        elif node.op == "output":
+            graph.output(fx.map_arg(node.args[0], copied.__getitem__))
+        else:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+            if node.op == "get_attr":
+                tensors[node.target] = tensor_of(program, node)
+        if node in copied:
+            copied[node].meta = dict(node.meta)
     graph.eliminate_dead_code()
-    root = {node.target: tensor_of(program, node) for node in program.graph.nodes if node.op == "get_attr"} | packed
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
-    found = _module({name: tensor for name, tensor in root.items() if name in used}, graph)
-    return Packed(found, weights, [weight._version for weight in weights])
+    found = _module({name: tensor for name, tensor in tensors.items() if name in used}, graph)
+    if grow(found) or chosen:
+        found.recompile()
+        return Packed(found, weights, [weight._version for weight in weights])
+    return Packed(program, [], [])
 
 
 def _available() -> bool:
