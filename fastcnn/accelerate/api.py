@@ -86,15 +86,14 @@ def accelerate(
     if portable:
         to_aten(program)
         sweep(program)
-    after = cost(program, size)
-    found.bytes, found.launches = (
-        {"before": getattr(before, k), "after": getattr(after, k)} for k in ("bytes", "launches")
-    )
     found.left = reporting.left(program)
     use_channels_last(program)
     fast = Accelerated(program, input_rules(program), captured.out_spec, found)
     if dtype is not None:
         fast.to(dtype)
+    after = cost(fast.runs(inputs[0].device), size)
+    found.bytes = {"before": before.bytes, "after": after.bytes}
+    found.launches = {"before": before.launches, "after": after.launches}
     found.operators = reporting.operators(fast, inputs)
     return _verified(model, fast, inputs, strict, tolerance, require_speedup)
 

@@ -19,7 +19,7 @@ from .program import aten, fixed
 _VIEWS = {aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose,
           aten.slice, aten.narrow, aten.chunk, aten.split, aten.split_with_sizes, aten.select, aten.expand, aten.expand_as,
           aten.detach, aten.alias, aten.dropout, aten.sym_size, aten.contiguous, aten.unbind, aten.unflatten, aten.t, aten.to,
-          aten.lift_fresh_copy}  # fmt: skip
+          aten.lift_fresh_copy, aten.new_empty_strided}  # fmt: skip
 
 
 class Cost(NamedTuple):
@@ -35,7 +35,8 @@ def cost(program: fx.GraphModule, element_size: int = 2) -> Cost:
     for node in program.graph.nodes:
         if is_launch(node):
             launches += 1
-            read = {each for each in node.all_input_nodes if each.op != "get_attr"}
+            overwritten = node.args[0] if node.target is aten.copy_.default else None
+            read = {each for each in node.all_input_nodes if each.op != "get_attr" and each is not overwritten}
             elements += sum(_elements(each) for each in (*read, node))
     return Cost(elements * element_size, launches)
 
