@@ -148,7 +148,7 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
     if node.op == "placeholder":
         if node.args or node.kwargs:
             raise Refused("is an input with a default")
-        return entry | _input(node)
+        return entry | {"target": node.target} | _input(node)
     if node.op == "get_attr":
         entry["target"] = node.target
     elif node.op == "output":
@@ -198,7 +198,7 @@ def decode_graph(entries: Any, weights: set[str]) -> fx.Graph:
 
 
 _KEYS = {
-    "placeholder": {"shape", "dtype"},
+    "placeholder": {"target", "shape", "dtype"},
     "get_attr": {"target", "layer"},
     "call_function": {"target", "args", "kwargs", "layer"},
     "output": {"value", "layer"},
@@ -206,17 +206,20 @@ _KEYS = {
 
 
 def _decode_node(graph: fx.Graph, entry: dict, nodes: dict, kinds: dict, weights: set[str]) -> fx.Node:
-    op, name, layer = entry.get("op"), entry["name"], entry.get("layer", "")
+    op, name, layer = entry.get("op"), entry["name"], entry.get("layer")
     if not isinstance(op, str) or op not in _KEYS:
         raise Refused(f"op must be one of {', '.join(_KEYS)}, got {short(op)}")
     strange = sorted(entry.keys() - _KEYS[op] - {"op", "name"})
     missing = sorted(_KEYS[op] - entry.keys() - {"layer", "shape", "dtype"})
-    if strange or missing or not isinstance(layer, str):
+    if strange or missing or ("layer" in entry and (not isinstance(layer, str) or not layer)):
         raise Refused(f"a {op} with unknown keys {strange}, missing keys {missing}, layer {short(layer)}")
     target, kind = entry.get("target"), "Tensor"
     if op == "placeholder":
-        node = graph.create_node(op, name, name=name)
-        if entry.keys() > {"op", "name"}:
+        # torch.fx calls an input that has the name of a builtin input_1, and its argument input.
+        if not is_name(target) or not re.fullmatch(f"{target}(_[0-9]+)?", name):
+            raise Refused(f"target must be the name without the number that torch.fx adds, got {short(target)}")
+        node = graph.create_node(op, target, name=name)
+        if entry.keys() > {"op", "name", "target"}:
             node.meta["input"] = _decode_input(entry)
     elif op == "get_attr":
         if not isinstance(target, str) or target not in weights:

@@ -73,7 +73,7 @@ ATEN = frozenset("""
 
     to.dtype to.dtype_layout to.device to.other _to_copy.default type_as.default contiguous.default clone.default
     detach.default alias.default lift_fresh_copy.default positive.default dropout.default feature_dropout.default
-    alpha_dropout.default sym_size.int sym_numel.default
+    alpha_dropout.default sym_size.int sym_numel.default _assert_tensor_metadata.default
 """.split())  # fmt: skip
 
 # Of numbers, the sizes of tensors; getitem takes a piece of what split or max returned.
