@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small graphs in the dialect of the rewrites, and what a before/after test asserts of them."""
+"""The graph of a small net before and after a rewrite, and what a test asserts of both."""
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
-from fastcnn.accelerate import program as p
-
-aten = torch.ops.aten
-ACTIVATIONS = {aten.relu: "relu", aten.relu6: "relu6", aten.hardswish: "hardswish", aten.hardsigmoid: "hardsigmoid",
-               aten.silu: "silu", aten.sigmoid: "sigmoid"}  # fmt: skip
-VIEWS = (aten.view, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.reshape)
+from fastcnn.accelerate.capture import capture
+from fastcnn.accelerate.program import ACTIVATION, Notes, aten, sweep
+from fastcnn.accelerate.rewrites.normalise import normalise
+from tests.accelerate.captured import Rewrite, disturbed
 
 
 class Function(nn.Module):
+    """A function of one or more tensors as a module."""
+
     def __init__(self, function: Callable) -> None:
         super().__init__()
         self.function = function
@@ -28,68 +29,22 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
-def original(module: nn.Module | Callable) -> nn.Module:
-    """A copy in fp64 and eval, batch norm with statistics that are not 0 and 1."""
-    found = copy.deepcopy(module if isinstance(module, nn.Module) else Function(module)).double().eval()
-    for each in found.modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            for tensor in (each.running_mean, each.weight, each.bias):
-                if tensor is not None:
-                    nn.init.normal_(tensor)
-            nn.init.uniform_(each.running_var, 0.5, 2.0)
-    return found
+class Each(nn.Module):
+    """Each of these modules or functions, of the same inputs: many spellings in one graph, which is captured once."""
+
+    def __init__(self, each: Iterable[nn.Module | Callable]) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(one if isinstance(one, nn.Module) else Function(one) for one in each)
+
+    def forward(self, *inputs: Tensor) -> tuple:
+        return tuple(one(*inputs) for one in self.each)
 
 
-def dialect(module: nn.Module | Callable, *example: Tensor) -> fx.GraphModule:
-    """``module`` captured with a dynamic batch and normalised; ``example`` holds its inputs, all with the same batch."""
-    module = module if isinstance(module, nn.Module) else Function(module)
-    batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    shapes = ({0: batch},) * len(example)
-    shapes = (shapes,) if isinstance(module, Function) else shapes
-    exported = torch.export.export(module, example, dynamic_shapes=shapes).run_decompositions({})
-    program = exported.module(check_guards=False)
-    state = {**exported.state_dict, **exported.constants}
-    mode = p.fake_mode(program)
-    for node in program.graph.nodes:
-        if node.op == "get_attr":
-            node.meta["val"] = mode.from_tensor(p.tensor_of(program, node), static_shapes=True)
-    del state
-    for node in p.calls(program, *ACTIVATIONS, *VIEWS, aten.conv2d, aten.batch_norm, aten.adaptive_avg_pool2d, aten.mean,
-                        aten.hardtanh):  # fmt: skip
-        _normalise(program, node)
-    return p.sweep(program)
-
-
-def _normalise(program: fx.GraphModule, node: fx.Node) -> None:
-    packet, x = node.target.overloadpacket, node.args[0]
-    if packet in ACTIVATIONS:
-        p.replace(program, node, p.emit(program, node, p.ACTIVATION, (x, ACTIVATIONS[packet])))
-    elif packet is aten.hardtanh and node.args[1:] in ((0, 6), (0.0, 6.0)):
-        p.replace(program, node, p.emit(program, node, p.ACTIVATION, (x, "relu6")))
-    elif packet in VIEWS:
-        sizes = [-1 if isinstance(size, torch.SymInt) else size for size in p.shape(node)]
-        p.replace(program, node, p.emit(program, node, aten.reshape.default, (x, sizes)))
-    elif packet is aten.conv2d:
-        names = ("weight", "bias", "stride", "padding", "dilation", "groups")
-        given = (
-            dict(zip(names, (None, None, [1, 1], [0, 0], [1, 1], 1))) | dict(zip(names, node.args[1:])) | node.kwargs
-        )
-        (h, w), stride, dilation = given["padding"], tuple(given["stride"]), tuple(given["dilation"])
-        conv = p.Conv(
-            x, given["weight"], given["bias"], None, stride, (w, w, h, h), dilation, given["groups"], "identity"
-        )
-        p.replace(program, node, p.emit(program, node, p.CONV, conv.args))
-    elif packet is aten.batch_norm:
-        _, weight, bias, mean, var, _, _, eps, _ = node.args
-        args = (x, mean, var, weight, bias, None, eps, "identity")
-        p.replace(program, node, p.emit(program, node, p.BATCH_NORM, args))
-    elif packet is aten.adaptive_avg_pool2d and list(node.args[1]) == [1, 1]:
-        p.replace(program, node, p.emit(program, node, p.GLOBAL_AVG_POOL, (x,)))
-    elif packet is aten.mean and len(node.args) > 1 and sorted(d % 4 for d in node.args[1]) == [2, 3] and p.is_map(x):
-        pooled = p.emit(program, node, p.GLOBAL_AVG_POOL, (x,))
-        if len(node.args) < 3 or not node.args[2]:
-            pooled = p.emit(program, node, aten.reshape.default, (pooled, [-1, p.shape(x)[1]]))
-        p.replace(program, node, pooled)
+def dialect(module: nn.Module, *example: Tensor) -> fx.GraphModule:
+    """``module`` as the rewrites see it."""
+    program = capture(module, example).program
+    normalise(program, Notes())
+    return program
 
 
 def ops(program: fx.GraphModule) -> Counter:
@@ -98,7 +53,7 @@ def ops(program: fx.GraphModule) -> Counter:
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target in (operator.getitem, aten.sym_size.int):
             continue
-        if node.target is p.ACTIVATION:
+        if node.target is ACTIVATION:
             found[node.args[1]] += 1
         elif isinstance(node.target, torch._ops.OpOverload):
             space, _, name = node.target._schema.name.partition("::")
@@ -108,34 +63,45 @@ def ops(program: fx.GraphModule) -> Counter:
     return found
 
 
+def reasons(program: fx.GraphModule) -> str:
+    """Why nodes were left, a line each."""
+    return "\n".join(node.meta["left"] for node in program.graph.nodes if "left" in node.meta)
+
+
 def assert_equal(program: fx.GraphModule, module: nn.Module, *example: Tensor) -> None:
-    """In fp64 to 1e-12, for the example, for another batch and for another memory format; the fake shapes hold too."""
+    """In fp64 to 1e-12 of the largest value, for the example's batch and others; every node knows its shape."""
     program.graph.lint()
     for batch in (len(example[0]), 5, 1):
         generator = torch.Generator().manual_seed(batch)
         inputs = [3 * torch.randn(batch, *each.shape[1:], dtype=each.dtype, generator=generator) for each in example]
         with torch.no_grad():
-            torch.testing.assert_close(program(*inputs), module(*inputs), rtol=1e-12, atol=1e-12)
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            assert "val" in node.meta, f"{node} has no shape"
+            wanted, got = tree_leaves(module(*inputs)), tree_leaves(program(*inputs))
+        assert len(wanted) == len(got)
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+    assert all("val" in node.meta for node in program.graph.nodes if node.op == "call_function")
 
 
-def check(rewrite: Callable, module: nn.Module | Callable, *example: Tensor, count: int, present: dict[str, int],
-          absent: tuple[str, ...] = (), prepare: Callable | None = None) -> tuple[fx.GraphModule, p.Notes]:  # fmt: skip
-    """Run ``rewrite`` on the graph of ``module``: it replaces ``count``, ``present`` stands afterwards, ``absent`` does not."""
-    module, example = original(module), tuple(each.double() for each in example)
-    program, notes = dialect(module, *example), p.Notes()
-    if prepare is not None:
-        prepare(program, notes)
+def check(rewrite: Rewrite, module: nn.Module | Callable, *example: Tensor, count: int, present: dict[str, int],
+          absent: tuple[str, ...] = (), prepare: tuple[Rewrite, ...] = ()) -> fx.GraphModule:  # fmt: skip
+    """The graph of ``module`` after ``prepare`` and ``rewrite``.
+
+    ``rewrite`` replaces ``count`` patterns, and none when it runs again; ``present`` stands afterwards as often as said,
+    ``absent`` does not, and the values are the module's. With a count of 0 the graph stays as it was.
+    """
+    module = disturbed(deepcopy(module if isinstance(module, nn.Module) else Function(module)))
+    example = tuple(each.double() for each in example)
+    program = dialect(module, *example)
+    for each in prepare:
+        each(program, Notes())
     before = ops(program)
-    assert rewrite(program, notes) == count
-    p.sweep(program)
+    assert rewrite(program, Notes()) == count
+    sweep(program)
     found = ops(program)
     assert {name: found[name] for name in present} == present
     assert [name for name in absent if found[name]] == []
     if count == 0:
         assert found == before
     assert_equal(program, module, *example)
-    assert rewrite(program, p.Notes()) == 0, "a second run must find nothing"
-    return program, notes
+    assert rewrite(program, Notes()) == 0, "a second run must find nothing"
+    return program

@@ -17,7 +17,7 @@ from ..algebra import affine, bounds, close, product
 from ..program import ACTIVATION, Notes, aten, calls, emit, is_op, only_user, replace, shape, value
 
 _CLAMPS = (aten.clamp, aten.clamp_min, aten.clamp_max, aten.hardtanh, aten.minimum.default, aten.maximum.default,
-           aten.min.other, aten.max.other)  # fmt: skip
+           aten.min.other, aten.max.other, ACTIVATION)  # fmt: skip
 
 
 class _Found(NamedTuple):
@@ -72,7 +72,9 @@ def _hardsigmoid(program: fx.GraphModule, root: fx.Node, constant: float, clamp:
 def _clamp(program: fx.GraphModule, root: fx.Node) -> _Found | None:
     x, low, high = bounds(program, root)
     kind = {6.0: "relu6", math.inf: "relu"}.get(high)
-    return _Found(x, kind) if low == 0.0 and kind else None
+    if low != 0.0 or kind is None or root.args == (x, kind):
+        return None
+    return _Found(x, kind)
 
 
 def _gated(program: fx.GraphModule, root: fx.Node, constant: float, factors: tuple[fx.Node, ...]) -> _Found | None:
