@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastcnn.accelerate.capture import capture
 from fastcnn.accelerate.program import Notes, sweep
+from fastcnn.accelerate.rewrites.normalise import normalise
 
 
 class Conv(nn.Module):
@@ -51,13 +52,14 @@ def ops_of(program) -> list[str]:
 
 
 def rewritten(rewrite, model, channels=12, size=(5, 6), bitwise=True, batch=2):
-    """``rewrite`` on the program of ``model``: (how often it replaced something, the program, the notes).
+    """``rewrite`` on the program of ``model``: (how often it replaced something, the program, the reasons it left).
 
     The result must equal the model's for the batch of the example and for another, in float64.
     """
     model = model.double().eval()
     program = capture(model, (torch.randn(batch, channels, *size, dtype=torch.float64),)).program
     notes = Notes()
+    normalise(program, notes)
     count = rewrite(program, notes)
     sweep(program)
     for n in (batch, batch + 3):
@@ -70,4 +72,4 @@ def rewritten(rewrite, model, channels=12, size=(5, 6), bitwise=True, batch=2):
             torch.testing.assert_close(y, z, rtol=0 if bitwise else 1e-12, atol=0 if bitwise else 1e-12)
     for node in program.graph.nodes:
         assert "val" in node.meta or node.op == "output", node
-    return count, program, notes
+    return count, program, [node.meta["left"] for node in program.graph.nodes if "left" in node.meta]

@@ -31,13 +31,11 @@ from ..program import (
     value,
 )
 
-COPIES = (aten.clone, aten.contiguous)
 REORDERING = (aten.transpose, aten.permute, aten.stack, aten.cat, aten.select, aten.unbind, aten.index_select,
               aten.index, aten.gather)  # fmt: skip
-MOVING = (*REORDERING, *COPIES, aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.unflatten,
-          aten.unsqueeze, aten.squeeze, aten.slice, aten.expand, operator.getitem)  # fmt: skip
-ENDS = (aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.transpose, aten.permute, aten.select,
-        aten.index_select, aten.index, aten.gather, operator.getitem)  # fmt: skip
+MOVING = (*REORDERING, aten.reshape, aten.unflatten, aten.slice, aten.expand, operator.getitem)
+ENDS = (aten.reshape, aten.transpose, aten.permute, aten.select, aten.index_select, aten.index, aten.gather,
+        operator.getitem)  # fmt: skip
 INDEXING = (aten.index_select, aten.index, aten.gather)
 SHUFFLES = (aten.channel_shuffle, aten.native_channel_shuffle)
 SIZES = ((3, 5, 7), (5, 11, 13))  # what a run puts for the first, second and third symbol
@@ -106,11 +104,6 @@ def _same_place(x: fx.Node, end: fx.Node) -> bool:
     return all(str(a) == str(b) for i, (a, b) in enumerate(zip(shape(x), shape(end), strict=True)) if i != 1)
 
 
-def _is_other_slice(node: fx.Node) -> bool:
-    """What `x[:, order]` leaves behind: a slice of the whole batch."""
-    return is_op(node, aten.slice.Tensor) and len(node.args) > 1 and node.args[1] != 1
-
-
 def _walk(end: fx.Node) -> tuple[set[fx.Node], list[fx.Node]]:
     """The moving nodes behind ``end`` and the tensors that they start from, in order; constants of numbers are neither."""
     inner: set[fx.Node] = set()
@@ -122,8 +115,7 @@ def _walk(end: fx.Node) -> tuple[set[fx.Node], list[fx.Node]]:
             val = x.meta.get("val")
             if not isinstance(val, (Tensor, list, tuple)) or (isinstance(val, Tensor) and not val.is_floating_point()):
                 continue
-            is_source = is_map(x) and _same_place(x, end) and not _is_other_slice(x)
-            if not is_source and is_op(x, *MOVING) and (not x.kwargs or is_op(x, *COPIES)):
+            if is_op(x, *MOVING) and not x.kwargs and not (is_map(x) and _same_place(x, end)):
                 if x not in inner:
                     inner.add(x)
                     waiting.append(x)
