@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -275,7 +276,9 @@ def export(
         batch = torch.export.Dim("batch")
         given = dict(inspect.signature(model.forward).bind(*args).arguments)
         shapes = tree_map_only(Tensor, lambda x: {0: batch} if x.dim() else None, given)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch names the batch after the first input and says so for each other one
+        warnings.filterwarnings("ignore", message="# The axis name: batch will not be used")
         program = torch.onnx.export(
             model, args, dynamo=True, dynamic_shapes=shapes, custom_translation_table=translation_table(),
             verbose=False,
