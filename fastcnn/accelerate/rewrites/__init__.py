@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from torch import fx
 
 from ..program import Notes, sweep
+from .channel_shuffle import channel_shuffle
 from .conv_activation import conv_activation
 from .depthwise import depthwise
 from .fold_batch_norm import fold_batch_norm
 from .normalise import normalise
 from .same_padding import same_padding
+from .slices import slices
+from .written_out_activations import written_out_activations
 
 Rewrite = Callable[[fx.GraphModule, Notes], int]
 
@@ -23,7 +26,10 @@ REWRITES: dict[str, Rewrite] = {
     for rewrite in (
         same_padding,
         fold_batch_norm,
+        written_out_activations,
         conv_activation,
+        channel_shuffle,
+        slices,
         depthwise,
     )
 }
