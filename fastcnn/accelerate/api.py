@@ -65,6 +65,7 @@ def accelerate(
     >>> fast.report.fused["fold_batch_norm"], fast(torch.zeros(4, 3, 16, 16)).shape
     (1, torch.Size([4, 8, 14, 14]))
     """
+    _check_switches(strict=strict, dynamic_size=dynamic_size, require_speedup=require_speedup, portable=portable)
     inputs = _check(model, example, dtype, tolerance)
     mapping = check_mapping(mapping)
     found = Report(type(model).__name__, dtype=str(dtype or inputs[0].dtype).removeprefix("torch."))
@@ -81,7 +82,9 @@ def accelerate(
     before = cost(program, size)
     if not captured.dynamic:
         found.notes.append("the model fixes its batch size: the example's is the only one that the result takes")
-    found.notes += [f"the original writes to {name}, which the result does not" for name in captured.mutated]
+    found.notes += [
+        f"the original writes to {name}, which the result does not" for name in verify.written(model, inputs)
+    ]
     found.fused = rewrite(program, mapping)
     if portable:
         to_aten(program)
@@ -110,6 +113,7 @@ def _verified(model: nn.Module, fast: Accelerated, inputs: tuple[Tensor, ...], s
         allowed = tolerance if tolerance is not None else row["allowed"]
         if not error <= allowed:
             message = f"the output on {name} differs by {error:.1e} of the largest value, allowed {allowed:.1e}"
+            message += f"; {why}" if why else ""
             if strict:
                 raise ToleranceError(f"accelerate: {found.model}: {message}", found)
             return _unchanged(model, found, message)
@@ -124,6 +128,12 @@ def _verified(model: nn.Module, fast: Accelerated, inputs: tuple[Tensor, ...], s
 def _unchanged(model: nn.Module, found: Report, why: str) -> Unchanged:
     found.accelerated, found.refused = False, why
     return Unchanged(model, found)
+
+
+def _check_switches(**switches: Any) -> None:
+    for name, given in switches.items():
+        if not isinstance(given, bool):
+            raise TypeError(f"accelerate: {name} must be True or False, got {given!r}")
 
 
 def _check(model: Any, example: Any, dtype: Any, tolerance: Any) -> tuple[Tensor, ...]:
@@ -152,6 +162,10 @@ def _changes_in_training(module: nn.Module) -> bool:
 
 
 def _check_weights(tensors: dict[str, Tensor]) -> None:
+    lazy = [name for name, t in tensors.items() if nn.parameter.is_lazy(t)]
+    if lazy:
+        raise ValueError(f"accelerate: model must have weights of known shape, got lazy ones, {', '.join(lazy[:5])}: "
+                         "call it once first")  # fmt: skip
     devices = sorted({str(t.device) for t in tensors.values()})
     if len(devices) > 1:
         raise ValueError(f"accelerate: model must be on one device, got {', '.join(devices)}")

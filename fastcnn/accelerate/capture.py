@@ -44,7 +44,6 @@ class Captured(NamedTuple):
     program: fx.GraphModule
     out_spec: TreeSpec
     dynamic: bool
-    mutated: list[str]
 
 
 def capture(model: nn.Module, example: tuple[Tensor, ...], dynamic_size: bool = False) -> Captured:
@@ -134,11 +133,8 @@ def _program(exported: ExportedProgram, dynamic: bool) -> Captured:
         else:
             copied[node] = program.graph.node_copy(node, copied.__getitem__)
             copied[node].meta = {"val": node.meta.get("val"), "layer": _layer(node)}
-    mutated = [
-        str(spec.target) for spec in exported.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT
-    ]
     _fold_constants(program)
-    return Captured(sweep(program), exported.call_spec.out_spec, dynamic, mutated)
+    return Captured(sweep(program), exported.call_spec.out_spec, dynamic)
 
 
 def _weight(program: fx.GraphModule, name: str, original: Tensor, placeholder: fx.Node) -> fx.Node:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 FLOOR, FACTOR = 1e-5, 5.0
+_OTHER_DRAW = 1e-2  # no rounding makes two runs of one model differ that much
 SECONDS, ROUNDS = 0.3, 15  # of timing, at most
 
 
@@ -36,7 +37,7 @@ def errors(
     original: nn.Module, fast: nn.Module, inputs: tuple[Tensor, ...]
 ) -> tuple[dict[str, float | None], str | None]:
     """Largest differences over all outputs; why there is no comparison in fp64, or None."""
-    ours, theirs = tensors(fast(*_copies(inputs))), tensors(original(*_copies(inputs)))
+    ours, theirs = tensors(fast(*_copies(inputs))), tensors(_fresh(original)(*_copies(inputs)))
     row: dict[str, float | None] = {
         "absolute": max((_largest(a.double() - b.double()) for a, b in zip(ours, theirs, strict=True)), default=0.0),
         "relative": _relative(ours, theirs),
@@ -58,6 +59,8 @@ def errors(
             row,
             f"not compared with the original in fp64: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
         )
+    if _relative(tensors(_fresh(original)(*_copies(inputs))), theirs) > _OTHER_DRAW:
+        return row, "not compared with the original, which gives two results for one input: it draws random numbers"
     row["fp64"] = _relative(ours, exact)
     row["original_fp64"] = max(_relative(other, exact) for other in others)
     floor = max(FLOOR, torch.finfo(half).eps if half in (torch.float16, torch.bfloat16) else 0.0)
@@ -65,9 +68,33 @@ def errors(
     return row, None
 
 
+@torch.no_grad()
+def written(original: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """What a call of the original writes to: its inputs, its buffers. Empty where the original cannot be copied."""
+    fresh, given = _fresh(original), _copies(inputs)
+    if fresh is original:
+        return []
+    fresh(*given)
+    names = [f"input {i}" for i, (x, y) in enumerate(zip(inputs, given, strict=True)) if not _equal(x, y)]
+    now = dict(fresh.named_buffers())
+    return names + [name for name, then in original.named_buffers() if not _equal(then, now[name])]
+
+
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A model may write to its inputs."""
     return tuple(x.clone() for x in inputs)
+
+
+def _fresh(original: nn.Module) -> nn.Module:
+    """A model may write to its buffers, too: a copy, where it can be copied."""
+    try:
+        return deepcopy(original)
+    except Exception:  # noqa: BLE001
+        return original
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return torch.equal(x, y) or (x.is_floating_point() and torch.allclose(x, y, rtol=0.0, atol=0.0, equal_nan=True))
 
 
 def _largest(x: Tensor) -> float:
@@ -96,10 +123,11 @@ def _top1(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 @torch.inference_mode()
-def milliseconds(before: Callable, after: Callable, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+def milliseconds(before: nn.Module, after: Callable, inputs: tuple[Tensor, ...]) -> dict[str, float]:
     """Medians of rounds in turn, within a third of a second or so; a figure for orientation."""
     times: dict[str, list[float]] = {"before": [], "after": []}
-    calls = {"before": before, "after": after}
+    inputs = _copies(inputs)
+    calls = {"before": _fresh(before), "after": after}
     for call in calls.values():
         call(*inputs)
     start = time.perf_counter()
