@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from tests.accelerate.random_builder import Builder, Value
 from tests.accelerate.random_layers import HEADS, act, conv, norm, piece
-from tests.accelerate.random_nets import Builder, Value
 
 
 @piece(1.5)
@@ -12,14 +12,18 @@ def squeeze_excite(b: Builder) -> Value:
     rng = b.rng
     x = b.pick()
     mid = rng.choice([1, 2, 3, 5])
-    gate = rng.choice(["torch.sigmoid({})", "F.hardsigmoid({})", "F.relu6({} + 3) / 6", "torch.tanh({})", "{}.sigmoid()"])
+    gate = rng.choice(
+        ["torch.sigmoid({})", "F.hardsigmoid({})", "F.relu6({} + 3) / 6", "torch.tanh({})", "{}.sigmoid()"]
+    )
     mid_act = rng.choice(["F.relu({})", "F.silu({})", "F.hardswish({})", "F.relu({}, inplace=True)", "{}"])
     if b.chance(0.4):
         pooled = rng.choice(["{}.mean((2, 3))", "F.adaptive_avg_pool2d({}, 1).flatten(1)", "{}.mean([-1, -2])"])
         first, second = (b.layer("fc", f"nn.Linear({i}, {o})") for i, o in ((x.c, mid), (mid, x.c)))
-        end = rng.choice(["{}.view(-1, %d, 1, 1)" % x.c, "{}[:, :, None, None]", "{}.unsqueeze(2).unsqueeze(3)"])
+        end = rng.choice([f"{{}}.view(-1, {x.c}, 1, 1)", "{}[:, :, None, None]", "{}.unsqueeze(2).unsqueeze(3)"])
     else:
-        pooled = rng.choice(["{}.mean((2, 3), keepdim=True)", "F.adaptive_avg_pool2d({}, 1)", "{}.mean(2, True).mean(3, True)"])
+        pooled = rng.choice(
+            ["{}.mean((2, 3), keepdim=True)", "F.adaptive_avg_pool2d({}, 1)", "{}.mean(2, True).mean(3, True)"]
+        )
         bias = rng.choice(["", "", ", bias=False"])
         first, second = (b.layer("fc", f"nn.Conv2d({i}, {o}, 1{bias})") for i, o in ((x.c, mid), (mid, x.c)))
         end = "{}"
@@ -46,7 +50,9 @@ def shuffle(b: Builder) -> Value:
     groups = b.rng.choice([g for g in range(2, x.c + 1) if x.c % g == 0])
     n, per, h, w = x.name, x.c // groups, x.h, x.w
     shape = b.rng.choice([f"{n}.shape[0]", "-1", f"{n}.size(0)"])
-    end = b.rng.choice([f"reshape({shape}, {x.c}, {h}, {w})", "flatten(1, 2)", f"contiguous().view({n}.shape[0], -1, {h}, {w})"])
+    end = b.rng.choice(
+        [f"reshape({shape}, {x.c}, {h}, {w})", "flatten(1, 2)", f"contiguous().view({n}.shape[0], -1, {h}, {w})"]
+    )
     forms = [
         f"{n}.view({shape}, {groups}, {per}, {h}, {w}).transpose(1, 2).{end}",
         f"{n}.reshape({shape}, {groups}, {per}, {h}, {w}).permute(0, 2, 1, 3, 4).{end}",
@@ -105,7 +111,12 @@ def in_place_on_a_view(b: Builder) -> Value:
         return conv(b)
     cut = b.rng.randint(1, x.c - 1)
     view = b.map(b.rng.choice([f"{x.name}[:, :{cut}]", f"{x.name}.narrow(1, 0, {cut})"]), x, c=cut, view=True)
-    forms = [f"{view.name}.relu_()", f"{view.name}.mul_(0.5)", f"{view.name}.add_(1)", f"{view.name}.copy_({view.name} * 2)"]
+    forms = [
+        f"{view.name}.relu_()",
+        f"{view.name}.mul_(0.5)",
+        f"{view.name}.add_(1)",
+        f"{view.name}.copy_({view.name} * 2)",
+    ]
     b.body.append(b.rng.choice(forms))
     if b.chance(0.5):
         b.returned.append(view.name)
@@ -117,7 +128,13 @@ def in_place_on_a_view(b: Builder) -> Value:
 def escape(b: Builder) -> Value | None:
     """A view of a value is returned; the value is used on, perhaps changed in place."""
     x = b.pick()
-    forms = [f"{x.name}[:, -1:]", f"{x.name}[:, :, 1:]", f"{x.name}.flatten(2)", f"{x.name}[:, 0]", f"{x.name}.transpose(2, 3)"]
+    forms = [
+        f"{x.name}[:, -1:]",
+        f"{x.name}[:, :, 1:]",
+        f"{x.name}.flatten(2)",
+        f"{x.name}[:, 0]",
+        f"{x.name}.transpose(2, 3)",
+    ]
     b.returned.append(b.let(b.rng.choice(forms)))
     if not x.of_input and b.chance(0.4):
         return b.map(f"{x.name}.relu_()", x)
@@ -163,7 +180,12 @@ def inverted_residual(b: Builder) -> Value:
 def classifier(b: Builder) -> None:
     """Global pool, flatten, dropout, linear, with batch norm and activation between."""
     x = b.pick()
-    forms = ["F.adaptive_avg_pool2d({}, 1).flatten(1)", "{}.mean((2, 3))", "{}.mean([2, 3])", "F.avg_pool2d({}, %s).flatten(1)"]
+    forms = [
+        "F.adaptive_avg_pool2d({}, 1).flatten(1)",
+        "{}.mean((2, 3))",
+        "{}.mean([2, 3])",
+        "F.avg_pool2d({}, %s).flatten(1)",
+    ]
     forms += ["torch.flatten(F.adaptive_avg_pool2d({}, (1, 1)), 1)", "{}.flatten(2).mean(2)", "{}.amax((2, 3))"]
     form = b.rng.choice(forms)
     v = b.let((form % f"({x.h}, {x.w})" if "%s" in form else form).format(x.name))

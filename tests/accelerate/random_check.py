@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fastcnn.accelerate.program import BATCH_NORM, is_op
-from tests.accelerate.random_nets import Recipe
+from tests.accelerate.random_builder import Recipe
 
 FLOOR = 1e-5  # of the size that errors are relative to: an output that cancels to rounding noise has no relative error
 NO_REASON = "no fused form of it"  # what the report says where no rewrite gave a reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.accelerate.random_nets import Builder, Value
+from tests.accelerate.random_builder import Builder, Value
 
 PIECES: dict[str, tuple[float, Callable[[Builder], object]]] = {}
 HEADS: list[Callable[[Builder], object]] = []
@@ -144,8 +144,23 @@ def arithmetic(b: Builder) -> Value:
     b.maps.pop()
     n, o = x.name, other.name
     sizes = b.rng.choice([(1, x.c, 1, 1), (x.c, 1, 1), (1, x.c, x.h, x.w), (1,), (x.h, x.w)])
-    forms = [f"{n} + {n}", f"{n} + {o}", f"{n} * {o}", f"{n} + {small.name}", f"{n} * {b.buffer(*sizes)}", f"{n} * 0.5 + 1"]
-    forms += [f"{n} + {b.buffer(*sizes)}", f"1 - {n}", f"-{n}", f"{n} / 3", f"{n} * {n}", f"{n} + {o}[:1]", f"{n}.add(1)"]
+    forms = [
+        f"{n} + {n}",
+        f"{n} + {o}",
+        f"{n} * {o}",
+        f"{n} + {small.name}",
+        f"{n} * {b.buffer(*sizes)}",
+        f"{n} * 0.5 + 1",
+    ]
+    forms += [
+        f"{n} + {b.buffer(*sizes)}",
+        f"1 - {n}",
+        f"-{n}",
+        f"{n} / 3",
+        f"{n} * {n}",
+        f"{n} + {o}[:1]",
+        f"{n}.add(1)",
+    ]
     if not x.of_input:
         forms += [f"{n}.mul_(0.5)", f"{n}.add_({o})", f"{n}.mul_({small.name})"]
     return b.map(b.rng.choice(forms), x)
@@ -213,7 +228,9 @@ def nothing(b: Builder) -> Value:
     x = b.pick()
     made = b.rng.choice(["Identity()", "Dropout(0.5)", "Dropout2d(0.3)", "Sequential()"])
     form = f"{b.layer('nothing', f'nn.{made}')}({x.name})"
-    form = b.rng.choice([form, form, f"F.dropout({x.name}, 0.2, self.training)", f"{x.name}.contiguous()", f"{x.name}.clone()"])
+    form = b.rng.choice(
+        [form, form, f"F.dropout({x.name}, 0.2, self.training)", f"{x.name}.contiguous()", f"{x.name}.clone()"]
+    )
     return b.map(form, x, view=True)
 
 
@@ -231,5 +248,3 @@ def unknown(b: Builder) -> Value:
 PIECES["conv"] = (2, conv)
 PIECES["norm"] = (1, norm)
 PIECES["act"] = (1.5, act)
-
-from tests.accelerate import random_blocks  # noqa: E402, F401  (registers its pieces)

@@ -25,7 +25,7 @@ from fastcnn.accelerate.program import (
     is_op,
 )
 from fastcnn.accelerate.rewrites import REWRITES
-from tests.accelerate.random_nets import Recipe
+from tests.accelerate.random_builder import Recipe
 
 RESIDUAL = {CONV: 7, DEPTHWISE: 3, BATCH_NORM: 5}
 PADDING, STRIDE = {CONV: 9, DEPTHWISE: 5}, {CONV: 8, DEPTHWISE: 4}

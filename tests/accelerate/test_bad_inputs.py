@@ -66,7 +66,7 @@ def test_the_second_example_is_named() -> None:
             return x + y
 
     with pytest.raises(TypeError, match=r"^accelerate: example\[1\] must be real, got complex64"):
-        fastcnn.accelerate(Two(), (IMAGE, IMAGE.to(torch.complex64)))
+        fastcnn.accelerate(Two().eval(), (IMAGE, IMAGE.to(torch.complex64)))
 
 
 @pytest.mark.parametrize(("example", "reason"), [
@@ -74,7 +74,9 @@ def test_the_second_example_is_named() -> None:
     (torch.randn(2, 3, 2, 2), "ernel size"), (torch.tensor(1.0), "put"), ((IMAGE, IMAGE), "arguments"),
 ])  # fmt: skip
 def test_example_that_the_model_itself_refuses(example: torch.Tensor, reason: str) -> None:
-    with pytest.raises(CaptureError, match=rf"^accelerate: model Sequential cannot be captured by torch\.export.*{reason}"):
+    with pytest.raises(
+        CaptureError, match=rf"^accelerate: model Sequential cannot be captured by torch\.export.*{reason}"
+    ):
         fastcnn.accelerate(net(), example)
 
 
@@ -85,7 +87,9 @@ def test_weights_that_are_not_there() -> None:
     partly[3].to("meta")
     with pytest.raises(ValueError, match=r"^accelerate: model must be on one device, got cpu, meta"):
         fastcnn.accelerate(partly, IMAGE)
-    with pytest.raises(ValueError, match=r"^accelerate: model must .*0\.weight"):
+    with pytest.raises(
+        ValueError, match=r"^accelerate: model must have weights of known shape, got lazy ones, 0\.weight"
+    ):
         fastcnn.accelerate(nn.Sequential(nn.LazyConv2d(4, 3)).eval(), IMAGE)
 
 
@@ -138,7 +142,9 @@ class DataDependent(nn.Module):
 
 def test_data_dependent_control_flow() -> None:
     model = DataDependent().eval()
-    with pytest.raises(CaptureError, match=r"DataDependent cannot be captured by torch\.export.*if x\.sum\(\) > 0:.*") as raised:
+    with pytest.raises(
+        CaptureError, match=r"DataDependent cannot be captured by torch\.export.*if x\.sum\(\) > 0:.*"
+    ) as raised:
         fastcnn.accelerate(model, IMAGE)
     assert "test_bad_inputs.py" in str(raised.value)
     assert "data-dependent" in str(raised.value)
@@ -156,7 +162,7 @@ def test_a_net_that_draws_random_numbers_is_not_called_equal() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + torch.rand_like(x)
 
-    with pytest.raises(ToleranceError, match="differs by"):
+    with pytest.raises(ToleranceError, match="differs by .*it draws random numbers"):
         fastcnn.accelerate(Noisy().eval(), IMAGE)
     assert not fastcnn.accelerate(Noisy().eval(), IMAGE, strict=False).report.accelerated
 
