@@ -108,6 +108,22 @@ def test_behind_a_linear_layer(bias: bool) -> None:
     assert rewritten(net, X[:, :, :1, :1], fold_batch_norm)[1:] == ([1], {"reshape": 1, "linear": 1})
 
 
+def test_behind_what_keeps_views_of_what_is_written() -> None:
+    """torch's own functional form has other batch norms."""
+
+    def forward(self: Net, x: Tensor) -> Tensor:
+        y = self.a(self.conv(x))
+        y[:, :2].relu_()
+        return self.c(self.fc(y.mean((2, 3)))) * self.b(y).mean((2, 3))
+
+    net = Net(forward, conv=nn.Conv2d(6, 4, 3), a=nn.BatchNorm2d(4), b=nn.BatchNorm2d(4, track_running_stats=False),
+              fc=nn.Linear(4, 4), c=nn.BatchNorm1d(4))  # fmt: skip
+    program, counts, stands = rewritten(net, X, fold_batch_norm)
+    assert counts == [2]
+    assert stands["batch_norm"] == 1
+    assert reasons(program) == ["it has no running statistics: the batch's own are used"]
+
+
 def test_without_running_statistics() -> None:
     net = nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     program, counts, stands = rewritten(net, X, fold_batch_norm)

@@ -13,9 +13,11 @@ from .channel_shuffle import channel_shuffle
 from .conv_activation import conv_activation
 from .depthwise import depthwise
 from .fold_batch_norm import fold_batch_norm
+from .fold_scale import fold_scale
 from .normalise import normalise
 from .same_padding import same_padding
 from .slices import slices
+from .through_concat import through_concat
 from .written_out_activations import written_out_activations
 
 Rewrite = Callable[[fx.GraphModule, Notes], int]
@@ -25,8 +27,10 @@ REWRITES: dict[str, Rewrite] = {
     rewrite.__name__: rewrite
     for rewrite in (
         same_padding,
+        through_concat,
         fold_batch_norm,
         written_out_activations,
+        fold_scale,
         conv_activation,
         channel_shuffle,
         slices,

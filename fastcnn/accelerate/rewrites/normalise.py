@@ -138,14 +138,24 @@ def _eval_norm(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) ->
                                             "identity"))  # fmt: skip
 
 
-@handles(aten._native_batch_norm_legit_no_training.default, aten.max_pool2d_with_indices.default)
+@handles(aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats,
+         aten.max_pool2d_with_indices.default)  # fmt: skip
 def _first_of_several(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> None:
     first = [user for user in node.users if is_op(user, operator.getitem) and user.args[1] == 0]
     if len(first) != len(node.users) or not first:
         return
-    new = _max_pool(program, first[0], given) if "kernel_size" in given else _eval_norm(program, first[0], given)
+    new = _max_pool(program, first[0], given) if "kernel_size" in given else _norm(program, first[0], given)
     for user in first if new is not None else []:
         replace(program, user, new)
+
+
+def _norm(program: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> fx.Node | None:
+    """Of a map our op, of another tensor or on the batch's own statistics ATen's, in one spelling."""
+    given = {"running_mean": None, "running_var": None, "training": False} | given
+    if not given["training"] and (new := _eval_norm(program, node, given)) is not None:
+        return new
+    names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+    return emit(program, node, aten.batch_norm.default, (*(given[name] for name in names), False))
 
 
 _ACTIVATIONS = {
