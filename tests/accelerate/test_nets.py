@@ -8,12 +8,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 import torch
-from fastcnn.accelerate.cost import is_launch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 import fastcnn
+from fastcnn.accelerate.cost import is_launch
 from fastcnn.accelerate.program import BATCH_NORM, CONV, DEPTHWISE, aten, is_op
+from fastcnn.accelerate.rewrites.normalise import arguments
 from fastcnn.check import AMPLIFIES, IN_FP64
 from fastcnn.cli.demo import labelled_pictures
 from fastcnn.data import load_image, preprocess
@@ -60,8 +61,13 @@ def assert_same_output(net: Net, model: nn.Module, fast: nn.Module) -> None:
         assert found <= allowed, f"{net.name}, fp64: {found:.1e}, allowed {allowed:.1e}"
 
 
-def norms_after_convolutions(program: fx.GraphModule) -> list[str]:
-    return [node.name for node in program.graph.nodes if is_op(node, *NORMS) and is_op(node.args[0], *CONVS)]
+def follows_a_convolution(norm: fx.Node) -> bool:
+    """Whether its input is the result of a convolution and nothing else: no activation, no sum is part of it."""
+    producer = norm.args[0]
+    if not is_op(producer, *CONVS):
+        return False
+    given = arguments(producer)
+    return given.get("activation", "identity") == "identity" and given.get("residual") is None
 
 
 def launches(program: fx.GraphModule) -> list[str]:
@@ -82,9 +88,9 @@ def test_a_model_of_torchvision_or_timm(net: Net) -> None:
     state = model.state_dict()
     assert list(state) == list(before) and all(torch.equal(state[key], before[key]) for key in before)
 
-    assert norms_after_convolutions(fast.program) == []
-    standing = sum(is_op(node, *NORMS) for node in fast.program.graph.nodes)
-    assert standing <= net.kept and bool(net.kept) == bool(net.why), f"{standing} batch norms stand"
+    standing = [node for node in fast.program.graph.nodes if is_op(node, *NORMS)]
+    assert not any(follows_a_convolution(node) for node in standing)
+    assert len(standing) <= net.kept and bool(net.kept) == bool(net.why), f"{len(standing)} batch norms stand"
     assert fast.report.fused["fold_batch_norm"] >= net.folded
     saved = fast.report.launches["before"] - fast.report.launches["after"]
     assert saved >= net.saved, f"{saved} launches fewer"
