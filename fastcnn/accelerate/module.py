@@ -15,6 +15,7 @@ from torch.utils._pytree import TreeSpec, tree_map_only, tree_unflatten
 from .archive import ArchiveError
 from .archive import load as read_archive
 from .archive import save as write_archive
+from .document import DTYPES
 from .packed import Packed, pack
 from .program import aten, is_map, shape, value
 from .report import Report
@@ -139,16 +140,18 @@ def load(path: str | os.PathLike[str]) -> Accelerated:
     """
     found = read_archive(path)
     try:
-        rules = [InputRule(name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in found.extra["inputs"]]
+        rules = [InputRule(name, tuple(shape), DTYPES[dtype]) for name, shape, dtype in found.extra["inputs"]]
         report = Report.from_dict(found.extra["report"])
-        fits = all(isinstance(rule.name, str) and isinstance(rule.dtype, torch.dtype) for rule in rules)
-        inputs = sum(node.op == "placeholder" for node in found.program.graph.nodes)
+        nodes = list(found.program.graph.nodes)
+        inputs = sum(node.op == "placeholder" for node in nodes)
+        fits = len(rules) == inputs and all(isinstance(rule.name, str) for rule in rules)
+        fits = fits and found.out_spec is not None and found.out_spec.num_leaves == len(nodes[-1].args[0])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchiveError(
             f"load: {os.fspath(path)!r} is refused: extra must hold inputs and report: {error}"
         ) from None
-    if not fits or len(rules) != inputs or found.out_spec is None:
-        raise ArchiveError(f"load: {os.fspath(path)!r} is refused: inputs must describe the program's {inputs}")
+    if not fits:
+        raise ArchiveError(f"load: {os.fspath(path)!r} is refused: inputs and out_spec must be those of the program")
     return Accelerated(found.program, rules, found.out_spec, report)
 
 

@@ -117,9 +117,15 @@ def tensor_of(program: fx.GraphModule, node: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+_OF_A_MODULE = {"meta", "training"}  # attributes that a GraphModule has beside those of its class
+
+
 def add_tensor(program: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
     """A new weight, called ``name`` or, where another has that, ``name_1`` ...; its ``get_attr`` node, first in the graph."""
     taken = dict(program.named_parameters(remove_duplicate=False)) | dict(program.named_buffers(remove_duplicate=False))
+    first, dot, rest = name.partition(".")
+    if hasattr(fx.GraphModule, first) or first in _OF_A_MODULE:
+        name = f"{first}_{dot}{rest}"
     free = name
     count = 0
     while free in taken:

@@ -8,14 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import fastcnn
 from fastcnn import onnx
 from fastcnn._library import SCHEMAS
 from fastcnn.ops._register import overload
-from fastcnn.reference import calibrate, relative_error
-from tests.accelerate.onnx_cases import CASES, Calls, Map
+from fastcnn.reference import relative_error
+from tests.accelerate.onnx_cases import CASES, Calls
 
 FORWARD_OPS = sorted(name for name in SCHEMAS if not name.endswith(("_backward", "_train")))
 
