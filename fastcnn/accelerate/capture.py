@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 import warnings
 from typing import Any, NamedTuple
@@ -98,7 +99,9 @@ def _place(error: BaseException) -> str:
 
 def _of_a_library(filename: str) -> bool:
     path = filename.replace("\\", "/")
-    return "/torch/" in path or "/fastcnn/accelerate/" in path or path.startswith("<")
+    places = ("/torch/", "/fastcnn/accelerate/", sysconfig.get_path("stdlib").replace("\\", "/"))
+    own = "/site-packages/" in path and "/torch/" not in path
+    return not own and (path.startswith("<") or any(place in path for place in places))
 
 
 def _first_lines(error: BaseException, most: int = 4) -> str:
