@@ -64,6 +64,18 @@ def is_op(node: Any, *targets: Any) -> bool:
     return node.target in targets or getattr(node.target, "overloadpacket", None) in targets
 
 
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by name, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {}
+    found = {}
+    for i, each in enumerate(schema.arguments):
+        given = node.args[i] if i < len(node.args) else node.kwargs.get(each.name, each.default_value)
+        found[each.name] = given
+    return found
+
+
 def calls(program: fx.GraphModule, *targets: Any) -> Iterator[fx.Node]:
     """The calls of these operators in order, from a list taken now: the caller may rewrite as it goes."""
     for node in [node for node in program.graph.nodes if is_op(node, *targets)]:

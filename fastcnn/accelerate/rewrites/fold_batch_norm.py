@@ -17,6 +17,7 @@ from ..program import (
     Conv,
     Notes,
     add_tensor,
+    arguments,
     aten,
     calls,
     emit,
@@ -26,7 +27,6 @@ from ..program import (
     tensor_of,
     value,
 )
-from .normalise import arguments
 
 
 def fold_batch_norm(program: fx.GraphModule, notes: Notes) -> int:

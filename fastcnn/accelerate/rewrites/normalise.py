@@ -21,6 +21,7 @@ from ..program import (
     MAX_POOL,
     Conv,
     Notes,
+    arguments,
     aten,
     emit,
     fixed,
@@ -57,18 +58,6 @@ def normalise(program: fx.GraphModule, notes: Notes) -> int:
             count += 1
     program.graph.eliminate_dead_code()
     return count
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by name, defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {}
-    found = {}
-    for i, each in enumerate(schema.arguments):
-        given = node.args[i] if i < len(node.args) else node.kwargs.get(each.name, each.default_value)
-        found[each.name] = given
-    return found
 
 
 def handles(*targets: Any) -> Callable[[Handler], Handler]:

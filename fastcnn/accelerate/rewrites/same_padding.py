@@ -3,8 +3,7 @@
 
 from torch import fx
 
-from ..program import CONV, Conv, Notes, aten, calls, emit, is_map, is_op, only_user, replace
-from .normalise import arguments
+from ..program import CONV, Conv, Notes, arguments, aten, calls, emit, is_map, is_op, only_user, replace
 
 
 def same_padding(program: fx.GraphModule, notes: Notes) -> int:
