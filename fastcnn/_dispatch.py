@@ -78,6 +78,16 @@ def _forward(arch: Arch, x: Tensor, weight: Tensor, stride: Sequence[int], group
     return _FUSED if work < _MEMORY_BOUND * moved else _BUSY
 
 
+def _pointwise(arch: Arch, x: Tensor, weight: Tensor, gate: Tensor | None, scale: Tensor | None, prologue: str) -> Choice:
+    settled = _dense("pointwise_conv2d", arch, x, 1)
+    if settled is not None:
+        return settled
+    out, channels = weight.shape[:2]
+    # the compiled entry stores what the prologue makes of x, and what the gate makes of that, and reads it again
+    stored = (gate is not None) + (scale is not None or prologue != "identity")
+    return _FUSED if out * channels < _MEMORY_BOUND * (out + channels * (1 + 2 * stored)) else _BUSY
+
+
 def _train(arch: Arch, x: Tensor, groups: int) -> Choice:
     return _dense("conv_bn_act_train", arch, x, groups) or _TRAINING
 
@@ -90,13 +100,14 @@ RULES = {
     **dict.fromkeys(
         [
             "activation", "activation_backward", "hardswish", "hardswish_backward", "channel_shuffle",
-            "channel_shuffle_concat", "global_avg_pool", "global_avg_pool_backward", "se_scale", "se_scale_backward",
-            "batch_norm_act", "batch_norm_act_train", "batch_norm_act_backward", "depthwise_conv2d",
+            "channel_shuffle_concat", "global_avg_pool", "global_avg_pool_backward", "se_gate", "se_scale",
+            "se_scale_backward", "batch_norm_act", "batch_norm_act_train", "batch_norm_act_backward", "depthwise_conv2d",
             "depthwise_conv2d_backward", "max_pool2d", "max_pool2d_backward",
         ],
         Rule(_same),
     ),
     "conv_bn_act": Rule(_forward, ("x", "weight", "stride", "groups")),
+    "pointwise_conv2d": Rule(_pointwise, ("x", "weight", "gate", "scale", "prologue")),
     "conv_bn_act_train": Rule(_train, ("x", "groups")),
     "conv_bn_act_backward": Rule(_backward, ("x", "groups")),
 }  # fmt: skip

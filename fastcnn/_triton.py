@@ -30,6 +30,8 @@ OPS = {  # op: the file of triton_kernels that has launch_<op>
     "global_avg_pool_backward": "global_avg_pool",
     "max_pool2d": "max_pool2d",
     "max_pool2d_backward": "max_pool2d",
+    "pointwise_conv2d": "conv_bn_act",
+    "se_gate": "se_scale",
     "se_scale": "se_scale",
     "se_scale_backward": "se_scale",
     "depthwise_conv2d": "depthwise_conv2d",

@@ -114,6 +114,30 @@ def test_strided_1x1_counts_only_the_pixels_that_it_reads():
     assert decide("conv_bn_act", (9, 0), convolution(HALF, 256, 240)).backend == "cuda"
 
 
+def pointwise(dtype: torch.dtype, C: int, O: int, gate: bool = False, scale: bool = False, prologue: str = "identity") -> tuple:
+    """The arguments of the op."""
+    x, vector = torch.zeros(1, C, 4, 4, dtype=dtype), torch.zeros(C) if scale else None
+    return (x, torch.zeros(O, C, 1, 1, dtype=dtype), None, None, torch.zeros(1, C) if gate else None, vector, vector,
+            prologue, "relu")  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "arguments", "backend", "words"), [
+    ((8, 0), pointwise(HALF, 96, 24), "triton", "bound by memory"),
+    ((9, 0), pointwise(HALF, 2048, 512), "cuda", "enough work a byte"),
+    ((9, 0), pointwise(HALF, 960, 160), "cuda", "enough work a byte"),
+    ((9, 0), pointwise(HALF, 960, 160, gate=True), "triton", "bound by memory"),
+    ((9, 0), pointwise(BFLOAT, 960, 160, scale=True, prologue="relu"), "triton", "bound by memory"),
+    ((9, 0), pointwise(HALF, 960, 160, prologue="silu"), "triton", "bound by memory"),
+    ((9, 0), pointwise(HALF, 2048, 512, gate=True), "cuda", "enough work a byte"),
+    ((9, 0), pointwise(SINGLE, 96, 24, gate=True), "cuda", "without TF32"),
+    ((7, 5), pointwise(HALF, 96, 24, gate=True), "cuda", "no tensor cores of sm_75"),
+    ((7, 5), pointwise(BFLOAT, 96, 24), None, "pointwise_conv2d: x in bfloat16 is not supported on sm_75"),
+])  # fmt: skip
+def test_a_pointwise_convolution_by_what_stands_in_front_of_it(arch, arguments, backend, words):
+    choice = decide("pointwise_conv2d", arch, arguments)
+    assert choice.backend == backend and words in choice.why
+
+
 @pytest.mark.parametrize(("arch", "archs", "covered"), [
     ((8, 0), ["80"], True), ((8, 6), ["80"], True), ((8, 0), ["86"], False), ((9, 0), ["80", "86"], False),
     ((9, 0), ["80+PTX"], True), ((7, 5), ["80+PTX"], False), ((10, 3), ARCHS, True), ((12, 1), ["120"], True),
@@ -131,7 +155,7 @@ def test_python_takes_over_only_the_keys_that_the_table_may_give_away(device):
         warnings.simplefilter("error")
         _dispatch.install()
     taken = {op for op in SCHEMAS if device.owner_of(op) == "python"}
-    assert taken == {"conv_bn_act", "conv_bn_act_train", "conv_bn_act_backward"}
+    assert taken == {"conv_bn_act", "conv_bn_act_train", "conv_bn_act_backward", "pointwise_conv2d"}
     assert device.call("hardswish", torch.ones(2)) == "compiled"
     assert device.call("conv_bn_act", *convolution(HALF, 96, 24)) == "triton"
     assert device.call("conv_bn_act", *convolution(HALF, 64, 64, 3)) == "compiled"

@@ -10,8 +10,9 @@ Bytes: x is asked for kH kW / (stride_h stride_w) O / COLUMNS times, rounded up,
 1.00, y 1.00, into a channel slice of a wider map when ``out`` is one. With C and O of mobile nets (16 to 320) a product
 has C O / (C + O) operations a byte of float16, at most 160: DRAM bandwidth is the roof, not the tensor cores.
 
-On x as it loads: a scale for each image and channel (squeeze-and-excitation; asked for at every element of x, which L1
-serves) or scale, shift and ReLU for each channel (pre-activation nets, DenseNet); padding stays zero.
+On x as it loads, in the accumulator's type and rounded once: scale and shift for each channel, an activation
+(pre-activation nets, DenseNet), a gate for each image and channel (squeeze-and-excitation; asked for at every element
+of x, which L1 serves). Padding stays zero.
 
 The gradient for x is the same kernel, TRANSPOSED: taps that a stride skips are masked.
 """
@@ -35,9 +36,9 @@ from .depthwise_conv2d import convolve_depthwise
 def _conv_bn_act_forward_kernel(
     x, weight, y, residual, bias, mean, spread, bn_weight, bn_bias, gate, pre_scale, pre_shift, eps_bits,
     N, p_units, o_units, c_units, x_n, x_s, y_n, y_s, r_n, r_s, Wo, H, W, stride_h, stride_w, dilation_h, dilation_w,
-    top, left, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, POINTWISE: tl.constexpr,
-    TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VO: tl.constexpr, VC: tl.constexpr,
-    VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    top, left, KH: tl.constexpr, KW: tl.constexpr, PROLOGUE: tl.constexpr, ACTIVATION: tl.constexpr,
+    POINTWISE: tl.constexpr, TRANSPOSED: tl.constexpr, LAST: tl.constexpr, VP: tl.constexpr, VO: tl.constexpr,
+    VC: tl.constexpr, VX: tl.constexpr, VY: tl.constexpr, VR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Bytes: x kH kW / (stride_h stride_w) O / COLUMNS times, the weight pixels / ROWS times, residual and y 1.00."""
@@ -76,14 +77,17 @@ def _conv_bn_act_forward_kernel(
             b_x = tl.load(x + o_x[:, None] + i_c[None, :], mask=m, other=0.0)
         else:
             b_x = tl.load(x + o_x[:, None] + (i_c * x_s)[None, :], mask=m, other=0.0)
-        if gate is not None:
-            o = (i_n * (C * tl.num_programs(1)))[:, None] + i_c[None, :]
-            b_x = (b_x.to(COMPUTE) * tl.load(gate + o, mask=m, other=0.0).to(COMPUTE)).to(x.dtype.element_ty)
-        if pre_scale is not None:
-            b_scale = tl.load(pre_scale + base + i_c, mask=m_c, other=0.0).to(COMPUTE)[None, :]
-            b_shift = tl.load(pre_shift + base + i_c, mask=m_c, other=0.0).to(COMPUTE)[None, :]
-            b_pre = b_x.to(COMPUTE) * b_scale + b_shift
-            b_x = tl.where(m & ~(b_pre <= 0), b_pre, 0.0).to(x.dtype.element_ty)
+        if pre_scale is not None or PROLOGUE != "identity" or gate is not None:
+            b_p = b_x.to(COMPUTE)
+            if pre_scale is not None:
+                b_scale = tl.load(pre_scale + base + i_c, mask=m_c, other=0.0).to(COMPUTE)[None, :]
+                b_p = b_p * b_scale + tl.load(pre_shift + base + i_c, mask=m_c, other=0.0).to(COMPUTE)[None, :]
+            if pre_scale is not None or PROLOGUE != "identity":
+                b_p = tl.where(m, activate(b_p, PROLOGUE), 0.0)
+            if gate is not None:
+                o = (i_n * (C * tl.num_programs(1)))[:, None] + i_c[None, :]
+                b_p *= tl.load(gate + o, mask=m, other=0.0).to(COMPUTE)
+            b_x = b_p.to(x.dtype.element_ty)
         if TRANSPOSED:  # weight [C here, kH, kW, O here]
             o_w = (i_c * (KH * KW) + t)[:, None] * O + i_o[None, :]
         else:  # weight [O, kH, kW, C]
@@ -106,7 +110,8 @@ def _conv_bn_act_forward_kernel(
 def gemm(
     x: Tensor, weight: Tensor, y: Tensor, last: bool, transposed: bool, geometry: Sequence[Sequence[int]], groups: int,
     residual: Tensor | None = None, vectors: Sequence[Tensor | None] = (None,) * 5, eps: float = 0.0,
-    activation: str = "identity", prologue: Sequence[Tensor | None] = (None,) * 3, allow_tf32: bool | None = None,
+    activation: str = "identity", prologue: Sequence[Tensor | None] = (None,) * 3, pre_activation: str = "identity",
+    allow_tf32: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """Fills y, a dense map or a channel slice of one. ``geometry`` is (stride, padding, dilation)."""
     (stride, padding, dilation), (kH, kW) = geometry, weight.shape[2:]
@@ -126,9 +131,9 @@ def gemm(
         _conv_bn_act_forward_kernel[grid](
             x, weight, y, residual, *vectors, *prologue, _host.bits(eps), y.shape[0], P // VP, O // VO, C // VC,
             x_n // VX, x_s // VX, y_n // VY, y_s // VY, r_n // VR, r_s // VR, y.shape[3], *x.shape[2:], *stride,
-            *dilation, padding[2], padding[0], KH=kH, KW=kW, ACTIVATION=activation, POINTWISE=pointwise,
-            TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR, ROWS=tile.rows,
-            COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=precision,
+            *dilation, padding[2], padding[0], KH=kH, KW=kW, PROLOGUE=pre_activation, ACTIVATION=activation,
+            POINTWISE=pointwise, TRANSPOSED=transposed, LAST=last, VP=VP, VO=VO, VC=VC, VX=VX, VY=VY, VR=VR,
+            ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, PRECISION=precision,
             COMPUTE=_host.compute_type(x), INDEX=_host.index_type(tile.rows, P, x_n, y_n, r_n),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
@@ -145,14 +150,15 @@ def launch_conv_bn_act(
     running_mean: Tensor | None, running_var: Tensor | None, residual: Tensor | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], groups: int, eps: float, activation: str, *,
     out: Tensor | None = None, gate: Tensor | None = None, pre_scale: Tensor | None = None,
-    pre_shift: Tensor | None = None, allow_tf32: bool | None = None,
+    pre_shift: Tensor | None = None, pre_activation: str | None = None, allow_tf32: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """act(bn(conv(x) + bias) + residual), in the memory format of x.
 
     Args:
         out: where the result goes, [N, O, Ho, Wo], possibly a channel slice of a wider map in the memory format of x.
-        gate: [N, C], multiplies x as it loads: the scale of squeeze-and-excitation.
-        pre_scale, pre_shift: [C], x becomes relu(x * scale + shift) as it loads; what is padded stays zero.
+        pre_scale, pre_shift: [C], x becomes pre_activation(x * scale + shift) as it loads; what is padded stays zero.
+        pre_activation: by default relu behind pre_scale, identity without.
+        gate: [N, C], multiplies what that gives: the scale of squeeze-and-excitation.
         allow_tf32: whether float32 may be rounded to TF32; None asks torch.backends.cuda.matmul.allow_tf32.
     """
     last = _host.is_channels_last(x)
@@ -168,10 +174,23 @@ def launch_conv_bn_act(
     if out.numel() == 0:
         return out
     vectors = (bias, running_mean, running_var, bn_weight, bn_bias)
+    if pre_activation is None:
+        pre_activation = "identity" if pre_scale is None else "relu"
     geometry, prologue = (stride, padding, dilation), (gate, pre_scale, pre_shift)
-    if groups == x.shape[1] > 1 and gate is None and pre_scale is None:
+    if groups == x.shape[1] > 1 and gate is None and pre_scale is None and pre_activation == "identity":
         return convolve_depthwise(x, weight, out, last, False, geometry, residual, vectors, eps, activation)
-    return gemm(x, weight, out, last, False, geometry, groups, residual, vectors, eps, activation, prologue, allow_tf32)
+    return gemm(x, weight, out, last, False, geometry, groups, residual, vectors, eps, activation, prologue,
+                pre_activation, allow_tf32)  # fmt: skip
+
+
+def launch_pointwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gate: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, prologue: str, activation: str,
+) -> Tensor:  # fmt: skip
+    """activation(conv(prologue(x * scale + shift) * gate) + bias + residual), 1x1, in the memory format of x."""
+    geometry = (1, 1), (0, 0, 0, 0), (1, 1), 1
+    return launch_conv_bn_act(x, weight, bias, *(None,) * 4, residual, *geometry, 0.0, activation, gate=gate,
+                              pre_scale=scale, pre_shift=shift, pre_activation=prologue)  # fmt: skip
 
 
 def launch_conv_bn_act_train(

@@ -141,16 +141,27 @@ def scales(pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activ
     return scale, z1, hidden, z2
 
 
+def launch_se_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str) -> Tensor:
+    """gate(w2 @ activation(w1 @ mean(x) + b1) + b2), [N, C]."""
+    return _gates(x, _host.is_channels_last(x), w1, b1, w2, b2, activation, gate)[2]
+
+
+def _gates(x: Tensor, last: bool, *layers: Tensor | str) -> tuple[Tensor, Tensor, Tensor]:
+    """(x dense in its format, its mean, what it is multiplied by)."""
+    pooled = torch.empty(x.shape[:2], dtype=_host.wide(x), device=x.device)
+    if x.numel() == 0:
+        return x, pooled, pooled
+    x = _host.dense(x, last)
+    pixel_sums(x, last, pooled, 1 / x.shape[2:].numel())
+    return x, pooled, scales(pooled, *layers)[0]
+
+
 def launch_se_scale(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str,
                     gate: str) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(x * gate(w2 @ activation(w1 @ mean(x) + b1) + b2), the mean)."""
     last = _host.is_channels_last(x)
-    pooled = torch.empty(x.shape[:2], dtype=_host.wide(x), device=x.device)
-    if x.numel() == 0:
-        return _host.empty(x, x.shape, last), pooled
-    x = _host.dense(x, last)
-    pixel_sums(x, last, pooled, 1 / x.shape[2:].numel())
-    return _scaled(x, last, scales(pooled, w1, b1, w2, b2, activation, gate)[0], None), pooled
+    x, pooled, scale = _gates(x, last, w1, b1, w2, b2, activation, gate)
+    return _scaled(x, last, scale, None) if x.numel() else _host.empty(x, x.shape, last), pooled
 
 
 def launch_se_scale_backward(

@@ -5,6 +5,7 @@
 
 #include "conv_bn_act_entry.h"
 #include "depthwise_conv2d_host.h"
+#include "pointwise_conv2d_entry.h"
 
 namespace fastcnn {
 namespace {
@@ -15,7 +16,7 @@ constexpr int64_t kMostChannels = 4;   // of the input of a kFewChannels convolu
 constexpr int64_t kMostTaps = 512;     // C kH kW of one: a thread packs all weights for itself
 
 Tensor pointwise(const Convolution& c, const OptionalTensor& scale, const OptionalTensor& shift,
-                 const OptionalTensor& residual, Activation activation) {
+                 const OptionalTensor& residual, Activation activation, const Prologue& prologue) {
   const ConvGeometry& g = c.g;
   const Tensor y = empty_4d(c.x, g.N, g.O, g.Ho, g.Wo, g.layout);
   if (y.numel() == 0) return y;
@@ -25,7 +26,7 @@ Tensor pointwise(const Convolution& c, const OptionalTensor& scale, const Option
   const int64_t x_stride = slice > 0 ? slice : layout == Layout::kNHWC ? g.C : g.C * g.H * g.W;
   pointwise_forward_kernel_dispatch({dtype_of(c.x), activation, layout, g.N, g.C, g.O, g.H, g.W, g.Ho, g.Wo, g.stride_h,
                                      g.stride_w, data(c.x), x_stride, data(c.weight), data(scale), data(shift), data(residual),
-                                     mutable_data(y)});
+                                     mutable_data(y), prologue});
   return y;
 }
 
@@ -118,7 +119,7 @@ Convolution plan_convolution(const Tensor& x, const Tensor& weight, const std::v
 
 Tensor convolve(const Convolution& c, const OptionalTensor& scale, const OptionalTensor& shift,
                 const OptionalTensor& residual, Activation activation) {
-  if (c.kind == ConvKind::kPointwise) return pointwise(c, scale, shift, residual, activation);
+  if (c.kind == ConvKind::kPointwise) return pointwise(c, scale, shift, residual, activation, {});
   if (c.kind == ConvKind::kFewChannels) return few_channels(c, scale, shift, residual, activation);
   if (c.kind == ConvKind::kDepthwise)
     return depthwise_forward(c.x, c.weight, c.g, data(scale), data(shift), residual, activation);
@@ -127,6 +128,12 @@ Tensor convolve(const Convolution& c, const OptionalTensor& scale, const Optiona
     batch_norm_act_apply(y, c.g.layout, {scale ? *scale : filled_vector(c, 1), shift ? *shift : filled_vector(c, 0)},
                          residual, activation, y);
   return y;
+}
+
+Tensor convolve_changed(const Convolution& c, const Change& change, const OptionalTensor& bias,
+                        const OptionalTensor& residual, Activation activation) {
+  return pointwise(c, std::nullopt, bias, residual, activation,
+                   {change.activation, data(change.scale), data(change.shift), data(change.gate)});
 }
 
 ConvGradients convolution_gradients(const Convolution& c, const Tensor& weight, const Tensor& grad, bool for_x,

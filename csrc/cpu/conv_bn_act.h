@@ -7,8 +7,17 @@
 
 namespace fastcnn {
 
-// 1x1 convolution, groups 1, no padding: y = act(conv(x) * scale[o] + shift[o] + residual), rounded once. residual and
-// y are dense in `layout`; weight is a dense [O, C] matrix, weight, scale and shift are in the accumulator type of
+// What a pointwise convolution makes of x as it reads it: act(x * scale[c] + shift[c]) * gate[n, c], all in the
+// accumulator type.
+struct Prologue {
+  Activation activation = Activation::kIdentity;
+  const void* scale = nullptr;  // null: neither scale nor shift
+  const void* shift = nullptr;
+  const void* gate = nullptr;   // null: 1
+};
+
+// 1x1 convolution, groups 1, no padding: y = act(conv(p(x)) * scale[o] + shift[o] + residual), rounded once. residual
+// and y are dense in `layout`; weight is a dense [O, C] matrix, weight, scale and shift are in the accumulator type of
 // `dtype`.
 struct PointwiseArgs {
   Dtype dtype;
@@ -23,6 +32,7 @@ struct PointwiseArgs {
   const void* shift;     // null: 0
   const void* residual;  // null: none
   void* y;
+  Prologue prologue = {};
 };
 
 // Dense kH x kW convolution, groups 1, columns not dilated, with the same epilogue. x, residual and y are dense in the geometry's layout;

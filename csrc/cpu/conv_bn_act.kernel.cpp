@@ -7,9 +7,13 @@
 // pixels go by in blocks, so that a block's input and output stay in L2 while all panels run over it.
 // NCHW: weights are broadcast over panels of pixels. A panel that only one or two tiles will read is not worth a copy
 // and is read in place.
+//
+// A prologue on x runs where x is copied: on a block's pixels as they are gathered, on a panel once it is packed. With
+// one, x is never read in place; the copy is in L2 when the product reads it.
 #include "conv_bn_act.h"
 
 #include "../common/dispatch.h"
+#include "conv_bn_act_prologue.h"
 #include "conv_bn_act_store.h"
 #include "gemm.h"
 #include "parallel.h"
@@ -24,18 +28,19 @@ constexpr int64_t kBlockBytes = 512 * 1024;  // of a channels_last block's input
 // For a thread: with as many, packing all weights is little, and whole rows of y are better than parts of each.
 constexpr int64_t kManyPixels = 256;
 
-// Input rows (pixels) as the broadcast operand: converted, and gathered where the convolution is strided.
+// Input rows (pixels) as the broadcast operand: converted, through the prologue, and gathered where the convolution is
+// strided.
 template <typename S> void gather_pixels(const PointwiseArgs& args, int64_t first, int64_t count, Accumulator<S>* out) {
-  using V = VecOf<S>;
   const S* x = static_cast<const S*>(args.x);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t pixel = first + i;
-    const int64_t wo = pixel % args.Wo, ho = pixel / args.Wo % args.Ho, n = pixel / args.Wo / args.Ho;
-    const S* from = x + ((n * args.H + ho * args.stride_h) * args.W + wo * args.stride_w) * args.x_stride;
-    int64_t c = 0;
-    for (; c + V::kLanes <= args.C; c += V::kLanes) V::load(from + c).store(out + i * args.C + c);
-    if (c < args.C) V::load(from + c, int(args.C - c)).store(out + i * args.C + c, int(args.C - c));
-  }
+  dispatch_usual_activation(args.prologue.activation, [&](auto functor) {
+    const PrologueOf<Accumulator<S>, decltype(functor)> prologue(args.prologue, functor);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t pixel = first + i;
+      const int64_t wo = pixel % args.Wo, ho = pixel / args.Wo % args.Ho, n = pixel / args.Wo / args.Ho;
+      const S* from = x + ((n * args.H + ho * args.stride_h) * args.W + wo * args.stride_w) * args.x_stride;
+      prologue.pixel(from, n, args.C, out + i * args.C);
+    }
+  });
 }
 
 template <typename S> void run_channels_last(const PointwiseArgs& args, const Store<S>& store) {
@@ -43,7 +48,7 @@ template <typename S> void run_channels_last(const PointwiseArgs& args, const St
   constexpr int64_t kLanes = Vec<A>::kLanes;
   constexpr double kPackingCycles = 4.5;
   const int64_t C = args.C, O = args.O, pixels = args.N * args.Ho * args.Wo;
-  const bool in_place = sizeof(S) == sizeof(A) && args.stride_h == 1 && args.stride_w == 1;
+  const bool in_place = sizeof(S) == sizeof(A) && args.stride_h == 1 && args.stride_w == 1 && !changes(args.prologue);
   const int64_t row_bytes = int64_t(sizeof(A)) * (C + O);
   const int64_t wanted = kBlockBytes / row_bytes;
   const int64_t block = wanted < 64 ? 64 : wanted;
@@ -113,7 +118,7 @@ template <typename S> void run_nchw(const PointwiseArgs& args, const Store<S>& s
   constexpr double kPackingCycles = 2.5;
   constexpr int64_t kTilesInPlace = 2;
   const int64_t C = args.C, O = args.O, HW = args.Ho * args.Wo;
-  const bool dense = args.stride_h == 1 && args.stride_w == 1;
+  const bool dense = args.stride_h == 1 && args.stride_w == 1, changed = changes(args.prologue);
   const Panels panels(ceil_div(HW, kLanes));
   const int64_t units = args.N * panels.count;
   const bool streams = is_streamed(args.y, HW * int64_t(sizeof(S)), args.N * O);
@@ -138,9 +143,10 @@ template <typename S> void run_nchw(const PointwiseArgs& args, const Store<S>& s
         const A* b = packed;
         int64_t ldb = width;
         if (!dense) gather_panel<S>(args, image, first, columns, vectors, packed);
-        else if (sizeof(S) == sizeof(A) && columns == width && rows <= kTilesInPlace * tile_rows(vectors))
+        else if (sizeof(S) == sizeof(A) && !changed && columns == width && rows <= kTilesInPlace * tile_rows(vectors))
           b = reinterpret_cast<const A*>(image) + first, ldb = HW;
         else pack_rows<S, A>(image + first, HW, columns, vectors, C, packed);
+        if (changed) change_panel<A>(args.prologue, n, C, vectors, packed);
         const int64_t start = (n * O + first_row) * HW + first;
         const Target<S> to{at(static_cast<const A*>(args.scale), first_row),
                            at(static_cast<const A*>(args.shift), first_row),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "se_scale.h"
+#include "se_scale_host.h"
 
 #include <tuple>
 
 #include "global_avg_pool.h"
-#include "tensor.h"
+#include "se_scale.h"
 
 namespace fastcnn {
 namespace {
@@ -17,9 +17,9 @@ struct Layers {  // in the accumulator type
 };
 
 Layers layers_of(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(2) * x.size(3) > 0, "fastcnn: se_scale needs [N, C, H, W] with at least one pixel");
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(2) * x.size(3) > 0, "fastcnn: se_scale and se_gate need [N, C, H, W] with at least one pixel");
   const int64_t C = x.size(1), R = b1.numel();
-  STD_TORCH_CHECK(w1.numel() == R * C && w2.numel() == R * C && b2.numel() == C, "fastcnn: the weights of se_scale do not fit x");
+  STD_TORCH_CHECK(w1.numel() == R * C && w2.numel() == R * C && b2.numel() == C, "fastcnn: the weights of squeeze-and-excitation do not fit x");
   const Dtype dtype = dtype_of(x);
   return {as_accumulator(w1, dtype), as_accumulator(b1, dtype), as_accumulator(w2, dtype), as_accumulator(b2, dtype), R};
 }
@@ -47,23 +47,32 @@ struct WeightGradient {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> se_scale_cpu(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                                        std::string activation, std::string gate) {
+SeGates se_gates(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                 const std::string& activation, const std::string& gate) {
   const Layers layers = layers_of(x, w1, b1, w2, b2);
   const Layout layout = layout_of(x);
   const Dtype dtype = dtype_of(x);
   const int64_t N = x.size(0), C = x.size(1), HW = x.size(2) * x.size(3), R = layers.R;
-  const Tensor y = empty_4d(x, N, C, x.size(2), x.size(3), layout);
-  const Tensor pooled = accumulator_empty(x, {N, C});
-  if (x.numel() == 0) return {y, pooled};
+  const Tensor pooled = accumulator_empty(x, {N, C}), scale = accumulator_empty(x, {N, C});
+  if (x.numel() == 0) return {x, pooled, scale};
   const Tensor dense = as_layout(x, layout);
   const Tensor sums = empty_1d(x, plane_sum_scratch(layout, N, C, HW), ScalarType::Double);
   global_avg_pool_forward_kernel_dispatch({dtype, layout, N, C, HW, data(dense), nullptr, mutable_data(pooled), sums_of(sums)});
-  const Tensor hidden = accumulator_empty(x, {N, R}), scale = accumulator_empty(x, {N, C});
-  se_scale_forward_kernel_dispatch({dtype, activation_of(activation), activation_of(gate), layout, N, C, R, HW, data(dense), data(pooled),
-                                    data(layers.w1), data(layers.b1), data(layers.w2), data(layers.b2), mutable_data(hidden),
-                                    mutable_data(scale), mutable_data(y)});
-  return {y, pooled};
+  const Tensor hidden = accumulator_empty(x, {N, R});
+  se_gate_forward_kernel_dispatch({dtype, activation_of(activation), activation_of(gate), N, C, R, data(pooled), data(layers.w1),
+                                   data(layers.b1), data(layers.w2), data(layers.b2), mutable_data(hidden), mutable_data(scale)});
+  return {dense, pooled, scale};
+}
+
+std::tuple<Tensor, Tensor> se_scale_cpu(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                                        std::string activation, std::string gate) {
+  const SeGates found = se_gates(x, w1, b1, w2, b2, activation, gate);
+  const Layout layout = layout_of(x);
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3);
+  const Tensor y = empty_4d(x, N, C, H, W, layout);
+  if (x.numel() > 0)
+    se_scale_forward_kernel_dispatch({dtype_of(x), layout, N, C, H * W, data(found.x), data(found.scale), mutable_data(y)});
+  return {y, found.pooled};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_scale_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& pooled,

@@ -9,15 +9,22 @@
 
 namespace fastcnn {
 
-// h = act(w1 pooled + b1), scale = gate(w2 h + b2), y = x * scale[n, c].
-struct SeScaleArgs {
+// h = act(w1 pooled + b1), scale = gate(w2 h + b2).
+struct SeGateArgs {
   Dtype dtype;
   Activation activation, gate;
-  Layout layout;
-  int64_t N, C, R, HW;
-  const void *x, *pooled, *w1, *b1, *w2, *b2;
+  int64_t N, C, R;
+  const void *pooled, *w1, *b1, *w2, *b2;
   void* hidden;  // [N, R]
   void* scale;   // [N, C]
+};
+
+// y = x * scale[n, c]
+struct SeScaleArgs {
+  Dtype dtype;
+  Layout layout;
+  int64_t N, C, HW;
+  const void *x, *scale;
   void* y;
 };
 
@@ -36,5 +43,6 @@ inline int64_t se_scale_backward_scratch(int64_t N, int64_t C, int64_t R) { retu
 
 }  // namespace fastcnn
 
+FASTCNN_KERNEL(se_gate_forward_kernel, SeGateArgs)
 FASTCNN_KERNEL(se_scale_forward_kernel, SeScaleArgs)
 FASTCNN_KERNEL(se_scale_backward_kernel, SeScaleBackwardArgs)

@@ -42,8 +42,7 @@ void scale_planes(Layout layout, int64_t N, int64_t C, int64_t HW, const S* x, c
   }
 }
 
-template <typename S> void forward(const SeScaleArgs& args) {
-  using A = Accumulator<S>;
+template <typename A> void gates(const SeGateArgs& args) {
   const auto vector = [](const void* p) { return static_cast<const A*>(p); };
   A* hidden = static_cast<A*>(args.hidden);
   A* scale = static_cast<A*>(args.scale);
@@ -51,7 +50,6 @@ template <typename S> void forward(const SeScaleArgs& args) {
   activate(args.activation, hidden, hidden, args.N * args.R);
   linear(hidden, vector(args.w2), vector(args.b2), scale, args.N, args.C, args.R);
   activate(args.gate, scale, scale, args.N * args.C);
-  scale_planes<false>(args.layout, args.N, args.C, args.HW, static_cast<const S*>(args.x), scale, nullptr, static_cast<S*>(args.y));
 }
 
 template <typename S> void backward(const SeScaleBackwardArgs& args) {
@@ -87,8 +85,16 @@ template <typename S> void backward(const SeScaleBackwardArgs& args) {
 
 }  // namespace
 
+void se_gate_forward_kernel(const SeGateArgs& args) {
+  dispatch_dtype(args.dtype, [&](auto tag) { gates<Accumulator<typename decltype(tag)::type>>(args); });
+}
+
 void se_scale_forward_kernel(const SeScaleArgs& args) {
-  dispatch_dtype(args.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(args); });
+  dispatch_dtype(args.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    scale_planes<false>(args.layout, args.N, args.C, args.HW, static_cast<const S*>(args.x),
+                        static_cast<const Accumulator<S>*>(args.scale), nullptr, static_cast<S*>(args.y));
+  });
 }
 
 void se_scale_backward_kernel(const SeScaleBackwardArgs& args) {

@@ -5,6 +5,7 @@
 
 #include "../common/dispatch.h"
 #include "entry.h"
+#include "se_scale_host.h"
 
 namespace fastcnn {
 namespace {
@@ -35,11 +36,11 @@ Layers layers_of(const char* op, const Tensor& x, const Tensor& w1, const Tensor
   check_beside(op, b1, x, "b1");
   check_beside(op, w2, x, "w2");
   check_beside(op, b2, x, "b2");
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(2) * x.size(3) > 0,
-                  "fastcnn: se_scale needs [N, C, H, W] with at least one pixel");
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(2) * x.size(3) > 0, "fastcnn: ", op,
+                  ": x must be [N, C, H, W] with at least one pixel");
   const int64_t C = x.size(1), R = b1.numel();
   STD_TORCH_CHECK(w1.numel() == R * C && w2.numel() == R * C && b2.numel() == C,
-                  "fastcnn: the weights of se_scale do not fit x");
+                  "fastcnn: ", op, ": the weights must fit x");
   const ScalarType type = w1.scalar_type();
   const bool one = b1.scalar_type() == type && w2.scalar_type() == type && b2.scalar_type() == type;
   if (one && (type == x.scalar_type() || type == accumulator_of(x)))
@@ -90,34 +91,49 @@ struct WeightGradient {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> se_scale_cuda(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                                         const Tensor& b2, std::string activation, std::string gate) {
-  constexpr char kOp[] = "se_scale";
-  check_beside(kOp, x, x, "x");
-  const DeviceOf device(x);
-  const Layers layers = layers_of(kOp, x, w1, b1, w2, b2);
+SeGates se_gates(const char* op, const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                 const Tensor& b2, const std::string& activation, const std::string& gate) {
+  const Layers layers = layers_of(op, x, w1, b1, w2, b2);
   const Layout layout = layout_of(x);
   const int64_t N = x.size(0), C = x.size(1), HW = x.size(2) * x.size(3);
-  const Tensor y = empty_4d(x, N, C, x.size(2), x.size(3), layout);
-  const Tensor pooled = accumulator_empty(x, {N, C});
-  if (x.numel() == 0) return {y, pooled};
+  const Tensor pooled = accumulator_empty(x, {N, C}), scale = accumulator_empty(x, {N, C});
+  if (x.numel() == 0) return {x, pooled, scale};
   const Tensor dense = as_layout(x, layout);
   dispatch_types(x, layers.w1, [&](auto tag, auto weight_tag) {
     using S = typename decltype(tag)::type;
     using W = typename decltype(weight_tag)::type;
     using A = Accumulator<S>;
-    check_shared(kOp, "C + R", se_gate_shared(C, layers.R), sizeof(A), C, layers.R);
+    check_shared(op, "C + R", se_gate_shared(C, layers.R), sizeof(A), C, layers.R);
     const PlanePlan plan = plan_plane_sums<S>(layout, N, C, HW, data<S>(dense), nullptr);
-    const Tensor partial = accumulator_empty(x, {N, plan.tiles, C}), scale = accumulator_empty(x, {N, C});
+    const Tensor partial = accumulator_empty(x, {N, plan.tiles, C});
     const SeSums<A> sums = {data<A>(partial), plan.tiles};
-    check_launch(kOp, launch_plane_sums<S, A, false>(plan, data<S>(dense), nullptr, accumulators<A>(partial), A(1),
-                                                     device.stream()));
-    check_launch(kOp, launch_se_gate(kernel_layers<W>(layers, N, C, activation, gate), sums, A(1.0 / double(HW)),
-                                     accumulators<A>(pooled), accumulators<A>(scale), device.stream()));
-    check_launch(kOp, launch_se_scale<S>(layout, N, C, HW, data<S>(dense), data<A>(scale), nullptr,
-                                         static_cast<S*>(mutable_data(y)), device.stream()));
+    check_launch(op, launch_plane_sums<S, A, false>(plan, data<S>(dense), nullptr, accumulators<A>(partial), A(1),
+                                                    current_stream()));
+    check_launch(op, launch_se_gate(kernel_layers<W>(layers, N, C, activation, gate), sums, A(1.0 / double(HW)),
+                                    accumulators<A>(pooled), accumulators<A>(scale), current_stream()));
   });
-  return {y, pooled};
+  return {dense, pooled, scale};
+}
+
+Tensor se_scaled(const char* op, const Tensor& x, Layout layout, const Tensor& scale) {
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3);
+  const Tensor y = empty_4d(x, N, C, H, W, layout);
+  if (y.numel() == 0) return y;
+  dispatch_dtype(dtype_of(x), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    check_launch(op, launch_se_scale<S>(layout, N, C, H * W, data<S>(x), data<Accumulator<S>>(scale), nullptr,
+                                        static_cast<S*>(mutable_data(y)), current_stream()));
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> se_scale_cuda(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                                         const Tensor& b2, std::string activation, std::string gate) {
+  constexpr char kOp[] = "se_scale";
+  check_beside(kOp, x, x, "x");
+  const DeviceOf device(x);
+  const SeGates found = se_gates(kOp, x, w1, b1, w2, b2, activation, gate);
+  return {se_scaled(kOp, found.x, layout_of(x), found.scale), found.pooled};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_scale_backward_cuda(

@@ -14,6 +14,7 @@ from .._library import LIB, NAMESPACE
 from ._flops import register_flops
 
 REFERENCES: dict[torch._ops.OpOverload, Callable] = {}
+INFERENCE_ONLY: set[str] = set()  # ops without a backward
 _AUTOCAST_KEYS = (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"))
 
 
@@ -109,6 +110,17 @@ def no_double_backward(op: torch._ops.OpOverload) -> None:
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(f"{op.name()}: has no derivative of its own; differentiate the forward op twice instead (create_graph=True)")
+
+    torch.library.register_autograd(op, refuse, lib=LIB)
+
+
+def inference_only(op: torch._ops.OpOverload, instead: str) -> None:
+    """An op without a backward: asking for a gradient through it is an error that says what to call ``instead``."""
+    name = op._schema.name.split("::")[1]
+    INFERENCE_ONLY.add(name)
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"{name}: is for inference only and has no gradient; for training use {instead}")
 
     torch.library.register_autograd(op, refuse, lib=LIB)
 

@@ -9,37 +9,27 @@ from torch import Tensor
 from . import _checks
 from ._register import no_double_backward, register, register_autograd
 from .activation import activation_backward_reference, activation_reference
+from .se_gate import check, flops, gates, matrices, wide
 
 _OP = "se_scale"
 
 
-def _wide(x: Tensor) -> Tensor:
-    """The accumulation type: float32 for the half types."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _matrices(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _wide(w1).flatten(1), _wide(b1), _wide(w2).flatten(1), _wide(b2)
-
-
 def se_scale_reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str) -> tuple[Tensor, Tensor]:
-    m1, v1, m2, v2 = _matrices(w1, b1, w2, b2)
-    pooled = _wide(x).mean((2, 3))
-    hidden = activation_reference(torch.addmm(v1, pooled, m1.t()), activation)
-    scale = activation_reference(torch.addmm(v2, hidden, m2.t()), gate)
-    return _checks.empty_like_format(x, x.shape).copy_(_wide(x) * scale[:, :, None, None]), pooled
+    pooled = wide(x).mean((2, 3))
+    scale = gates(pooled, w1, b1, w2, b2, activation, gate)
+    return _checks.empty_like_format(x, x.shape).copy_(wide(x) * scale[:, :, None, None]), pooled
 
 
 def se_scale_backward_reference(grad: Tensor, x: Tensor, pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str,
                                 gate: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    m1, v1, m2, v2 = _matrices(w1, b1, w2, b2)
+    m1, v1, m2, v2 = matrices(w1, b1, w2, b2)
     z1 = torch.addmm(v1, pooled, m1.t())
     hidden = activation_reference(z1, activation)
     z2 = torch.addmm(v2, hidden, m2.t())
-    grad_z2 = activation_backward_reference((_wide(grad) * _wide(x)).sum((2, 3)), z2, gate)
+    grad_z2 = activation_backward_reference((wide(grad) * wide(x)).sum((2, 3)), z2, gate)
     grad_z1 = activation_backward_reference(grad_z2 @ m2, z1, activation)
     grad_pooled = (grad_z1 @ m1)[:, :, None, None] / (x.shape[2] * x.shape[3])
-    grad_x = _wide(grad) * activation_reference(z2, gate)[:, :, None, None] + grad_pooled
+    grad_x = wide(grad) * activation_reference(z2, gate)[:, :, None, None] + grad_pooled
     found = (grad_x, grad_z1.t() @ pooled, grad_z1.sum(0), grad_z2.t() @ hidden, grad_z2.sum(0))
     results = _fake_backward(grad, x, pooled, w1, b1, w2, b2, activation, gate)
     return tuple(result.copy_(value.view(result.shape)) for result, value in zip(results, found))
@@ -54,12 +44,8 @@ def _fake_backward(grad: Tensor, x: Tensor, pooled: Tensor, w1: Tensor, b1: Tens
     return _checks.empty_like_format(x, x.shape), *(w.new_empty(w.shape) for w in (w1, b1, w2, b2))
 
 
-def _flops(x: tuple, w1: tuple, *arguments: object, out_shape: object = None) -> int:
-    return 2 * x[0] * 2 * w1[0] * w1[1]
-
-
 def _flops_backward(grad: tuple, x: tuple, pooled: tuple, w1: tuple, *arguments: object, out_shape: object = None) -> int:
-    return 3 * _flops(x, w1)  # both layers again, then two gradients each
+    return 3 * flops(x, w1)  # both layers again, then two gradients each
 
 
 def _backward(needs: tuple, inputs: list, outputs: tuple, grads: tuple) -> list[Tensor | None]:
@@ -68,32 +54,10 @@ def _backward(needs: tuple, inputs: list, outputs: tuple, grads: tuple) -> list[
     return [g if need else None for g, need in zip(found, needs)] + [None, None]
 
 
-_op = register("se_scale", se_scale_reference, _fake, _flops)
+_op = register("se_scale", se_scale_reference, _fake, flops)
 _op_backward = register("se_scale_backward", se_scale_backward_reference, _fake_backward, _flops_backward)
 register_autograd(_op, _backward, se_scale_reference, outputs=(1,))
 no_double_backward(_op_backward)
-
-
-def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str) -> None:
-    _checks.check_input(_OP, "x", x, 4)
-    channels = x.shape[1]
-    if x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"{_OP}: x must have at least one pixel, got {_checks.shape_text(x)}")
-    for name, weight in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):  # before check_like, which takes None for "not given"
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"{_OP}: {name} must be a Tensor, got {type(weight).__name__}")
-    _checks.check_like(_OP, "w1", w1, x, float32_allowed=True)
-    tail = (1, 1) if w1.dim() == 4 else ()
-    if w1.dim() not in (2, 4) or w1.shape[1:] != (channels, *tail):
-        raise ValueError(f"{_OP}: w1 must be [R, C] or [R, C, 1, 1] with C = {channels}, got {_checks.shape_text(w1)}")
-    squeezed = w1.shape[0]
-    _checks.check_like(_OP, "b1", b1, x, (squeezed,), f"[R = {squeezed}]", float32_allowed=True)
-    _checks.check_like(_OP, "w2", w2, x, float32_allowed=True)
-    if w2.shape != (channels, squeezed) and w2.shape != (channels, squeezed, 1, 1):
-        raise ValueError(f"{_OP}: w2 must be [C, R] or [C, R, 1, 1] with C = {channels}, R = {squeezed}, got {_checks.shape_text(w2)}")
-    _checks.check_like(_OP, "b2", b2, x, (channels,), f"[C = {channels}]", float32_allowed=True)
-    _checks.check_activation(_OP, "activation", activation)
-    _checks.check_activation(_OP, "gate", gate)
 
 
 def se_scale(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str = "relu", gate: str = "hardsigmoid") -> Tensor:
@@ -113,5 +77,5 @@ def se_scale(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activati
     >>> fastcnn.ops.se_scale(torch.ones(1, 2, 2, 2), torch.ones(1, 2), torch.zeros(1), torch.zeros(2, 1), torch.tensor([-3., 3.])).flatten().tolist()
     [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     """
-    _check(x, w1, b1, w2, b2, activation, gate)
+    check(_OP, x, w1, b1, w2, b2, activation, gate)
     return _op(x, w1, b1, w2, b2, activation, gate)[0]

@@ -134,6 +134,13 @@ def _wrong_gate(right: Callable, *arguments: object) -> object:
     return right(*arguments[:-1], other.get(arguments[-1], "sigmoid"))
 
 
+def _gate_of_the_first_image(right: Callable, *arguments: object) -> object:
+    x, gate, arguments = arguments[0], arguments[4], list(arguments)
+    if gate is not None and x.shape[0]:
+        arguments[4] = gate[:1].expand_as(gate)
+    return right(*arguments)
+
+
 def _padded_with_zeros(right: Callable, x: Tensor, kernel: list, stride: list, padding: list, ceil_mode: bool) -> Tensor:
     y = right(x, kernel, stride, padding, ceil_mode)
     if max(padding) > 0 and not ceil_mode and y.numel():
@@ -174,6 +181,8 @@ MUTANTS: dict[str, Mutant] = {
         "channel_shuffle_concat", lambda right, x1, x2: right(x2, x1), "channel_shuffle"
     ),
     "se-gate-wrong": Mutant("se_scale", _wrong_gate),
+    "pointwise-gate-of-the-first-image": Mutant("pointwise_conv2d", _gate_of_the_first_image),
+    "se-gate-activation-wrong": Mutant("se_gate", _changed(5, lambda kind: "identity")),
     "max-pool-padded-with-zeros": Mutant("max_pool2d", _padded_with_zeros),
 }
 # beyond the list of STYLE.md: for the long form
@@ -201,6 +210,10 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
     "batch-norm-backward-x": Mutant("batch_norm_act_backward", _result(lambda g: g - g.mean() * 0.1)),
     "batch-norm-residual-after": Mutant("batch_norm_act", _residual_after(5, 7)),
     "shuffle-identity": Mutant("channel_shuffle", lambda right, x, groups: right(x, 1)),
+    "pointwise-zeros": Mutant("pointwise_conv2d", ZERO),
+    "pointwise-prologue-ignored": Mutant("pointwise_conv2d", _changed(7, lambda kind: "identity")),
+    "pointwise-no-shift": Mutant("pointwise_conv2d", _changed(6, torch.zeros_like)),
+    "pointwise-residual-after": Mutant("pointwise_conv2d", _residual_after(3, 8)),
     "se-activation-wrong": Mutant("se_scale", _changed(5, lambda kind: "identity")),
     "se-backward-w1": Mutant("se_scale_backward", _result(lambda g: -g, 1)),
     "pool-sum": Mutant("global_avg_pool", _result(lambda y: y * 1.01)),

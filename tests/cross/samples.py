@@ -74,6 +74,20 @@ def _se_scale_backward(m: Maker) -> Iterator[tuple]:
     yield m.map(), x, x.to(m.wide).mean((2, 3)), *_se(m), "relu", "hardsigmoid"
 
 
+def _se_gate(m: Maker) -> Iterator[tuple]:
+    yield (m.map(), *_se(m), "silu", "hardsigmoid")
+
+
+def _pointwise(m: Maker) -> Iterator[tuple]:
+    N, C, H, W = m.shape
+    out = C + 3
+    tensors = m.vector(out), m.map(N, out, H, W), m.vector(N * C).view(N, C), m.vector(C), m.vector(C)
+    weight = m.random(out, C, 1, 1)
+    yield m.map(), weight, *tensors, "relu", "hardswish"
+    yield m.map(), weight, None, None, tensors[2], None, None, "identity", "identity"
+    yield m.map(), weight, tensors[0], None, None, *tensors[3:], "silu", "relu6"
+
+
 def _masks(count: int) -> list[list[bool]]:
     return [[True] * count] + [[i == j for j in range(count)] for i in range(count)]
 
@@ -206,6 +220,8 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[tuple]]] = {
     "global_avg_pool_backward": lambda m: iter([(m.map(*m.shape[:2], 1, 1), m.map())]),
     "max_pool2d": lambda m: _max_pool2d(m, False),
     "max_pool2d_backward": lambda m: _max_pool2d(m, True),
+    "pointwise_conv2d": _pointwise,
+    "se_gate": _se_gate,
     "se_scale": _se_scale,
     "se_scale_backward": _se_scale_backward,
     "batch_norm_act": _batch_norm_act,

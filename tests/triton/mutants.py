@@ -104,7 +104,7 @@ MUTANTS_AT_LENGTH: dict[str, Mutant] = {
         "test_conv_bn_act", "check_prologues_and_slices",
     ),
     "shift-on-what-is-padded": Mutant(
-        CONVOLUTION, "tl.where(m & ~(b_pre <= 0)", "tl.where(~(b_pre <= 0)",
+        CONVOLUTION, "tl.where(m, activate(b_p, PROLOGUE), 0.0)", "activate(b_p, PROLOGUE)",
         "test_conv_bn_act", "check_prologues_and_slices",
     ),
     "slice-with-the-step-of-x": Mutant(

@@ -7,6 +7,7 @@ import math
 import torch
 
 import fastcnn
+from fastcnn.testing import arrange, assert_close_fp64
 from tests.cross import exact
 
 from .compare import HALF_AND_SINGLE, compare, draw
@@ -37,6 +38,20 @@ def check_forward_and_backward():
             op = functools.partial(fastcnn.ops.se_scale, activation=activation, gate=gate)
             wanted = functools.partial(exact.se_scale, kind=activation, gate=gate)
             compare(f"{shape} {activation} {gate} {layout}", op, wanted, inputs, layout, x_products)
+
+
+def check_the_gate_alone():
+    for layout in ("nchw", "channels_last"):
+        x = arrange(draw(2, 24, 5, 3, dtype=torch.float16), layout)
+        layers = [draw(*shape, dtype=torch.float32) for shape in ((6, 24, 1, 1), (6,), (24, 6, 1, 1), (24,))]
+        with fastcnn.use_backend("triton"):
+            found = fastcnn.ops.se_gate(x, *layers, "silu", "sigmoid")
+            assert fastcnn.ops.se_gate(x[:0], *layers).shape == (0, 24)
+        assert found.dtype is torch.float32 and found.shape == (2, 24)
+        one = torch.ones(2, 24, 1, 1, dtype=torch.float64)
+        mean, wide = x.double().mean((2, 3), keepdim=True), [t.double() for t in layers]
+        wanted = exact.se_scale(mean, *wide, "silu", "sigmoid") / torch.where(mean == 0, one, mean)
+        assert_close_fp64(found, wanted.flatten(1), reduction=30, magnitude=1.0, label=layout)
 
 
 def check_empty():
