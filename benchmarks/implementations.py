@@ -16,7 +16,8 @@ from fastcnn.reference import WrongOutput, relative_error
 
 _IN_PLACE = {"identity": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
              "hardsigmoid": lambda y: F.hardsigmoid(y, inplace=True), "silu": lambda y: F.silu(y, inplace=True), "sigmoid": torch.sigmoid_}
-_WEIGHTS = {"conv_bn_act": (1,), "depthwise_conv2d": (1,), "se_scale": (1, 3)}  # positions among the op's arguments
+_WEIGHTS = {"conv_bn_act": (1,), "depthwise_conv2d": (1,), "pointwise_conv2d": (1,), "se_gate": (1, 3),
+            "se_scale": (1, 3)}  # positions among the op's arguments
 _FRESH = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
@@ -58,7 +59,7 @@ def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.m
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in tensors) + torch.Size(call.output).numel() * tensors[0].element_size()
     macs = 0
-    if call.op in ("conv_bn_act", "depthwise_conv2d"):
+    if call.op in ("conv_bn_act", "depthwise_conv2d", "pointwise_conv2d"):
         macs = torch.Size(call.output).numel() * arguments[1][0].numel()
     return Pair(ours, theirs, moved, macs)
 
@@ -129,6 +130,30 @@ def _channel_shuffle_concat(x1, x2):
     return lambda: fastcnn.ops.channel_shuffle_concat(x1, x2), theirs
 
 
+def _pointwise(x, weight, bias, residual, gate, scale, shift, prologue, activation):
+    mean, var = (None, None) if scale is None else (torch.zeros_like(scale), torch.ones_like(scale))
+
+    def theirs() -> Tensor:
+        z = x if scale is None else F.batch_norm(x, mean, var, scale, shift, False, 0.1, 0.0)
+        if prologue != "identity":
+            z = _IN_PLACE[prologue](z.clone() if z is x else z)
+        y = F.conv2d(z if gate is None else z * gate[:, :, None, None], weight, bias)
+        return _IN_PLACE[activation](y if residual is None else y + residual)
+
+    return lambda: fastcnn.ops.pointwise_conv2d(x, weight, bias, residual, gate, scale, shift, prologue, activation), theirs
+
+
+def _se_gate(x, w1, b1, w2, b2, activation, gate):
+    m1, m2 = (w.reshape(*w.shape[:2], 1, 1) for w in (w1, w2))
+
+    def theirs() -> Tensor:
+        s = F.adaptive_avg_pool2d(x, 1)
+        return _IN_PLACE[gate](F.conv2d(_IN_PLACE[activation](F.conv2d(s, m1, b1)), m2, b2)).flatten(1)
+
+    # in torch's dtype, to be compared: nothing to do in float32
+    return lambda: fastcnn.ops.se_gate(x, w1, b1, w2, b2, activation, gate).to(x.dtype), theirs
+
+
 def _se_scale(x, w1, b1, w2, b2, activation, gate):
     w1, w2 = (w.reshape(*w.shape[:2], 1, 1) for w in (w1, w2))
 
@@ -145,6 +170,8 @@ _BUILDERS = {
     "batch_norm_act": _batch_norm_act,
     "channel_shuffle": _channel_shuffle,
     "channel_shuffle_concat": _channel_shuffle_concat,
+    "pointwise_conv2d": _pointwise,
+    "se_gate": _se_gate,
     "se_scale": _se_scale,
     "global_avg_pool": lambda x: (lambda: fastcnn.ops.global_avg_pool(x), lambda: F.adaptive_avg_pool2d(x, 1)),
     "max_pool2d": lambda x, *window: (lambda: fastcnn.ops.max_pool2d(x, *window[:3], ceil_mode=window[3]),

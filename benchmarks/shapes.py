@@ -44,7 +44,11 @@ class Call(NamedTuple):
         if self.op == "max_pool2d":
             (kernel, _), (stride, _) = self.arguments[1:3]
             return f"{x} k{kernel}s{stride}"
-        if self.op == "se_scale":
+        if self.op == "pointwise_conv2d":
+            weight, _, residual, gate, scale, _, prologue, activation = self.arguments[1:]
+            front = "gate" if scale is None else f"bn {prologue}{' gate' if gate is not None else ''}"
+            return f"{x} {front} ->{weight.shape[0]} {activation}{'+res' if residual is not None else ''}"
+        if self.op in ("se_scale", "se_gate"):
             return f"{x} r{self.arguments[1].shape[0]} {self.arguments[5]}/{self.arguments[6]}"
         return f"{x} {self.arguments[-1]}" if isinstance(self.arguments[-1], str) else x
 
@@ -83,6 +87,8 @@ def _derived(call: Call) -> Iterator[Call]:
     yield call
     if call.op == "channel_shuffle_concat":
         yield Call("channel_shuffle", (TensorSpec(call.output), 2), call.output)
+    if call.op == "se_scale":
+        yield Call("se_gate", call.arguments, call.output[:2])
     if call.op != "conv_bn_act":
         return
     x, weight, _, bn_weight, bn_bias, mean, var, residual, stride, padding, dilation, _, eps, activation = call.arguments
@@ -97,13 +103,31 @@ def _derived(call: Call) -> Iterator[Call]:
         yield Call("activation", (y, activation), call.output)
 
 
+def _fused(call: Call, following: Call | None) -> Iterator[Call]:
+    """The 1x1 convolution that reads what squeeze-and-excitation or a batch norm writes, as one op."""
+    if following is None or following.op != "conv_bn_act" or following.arguments[0].shape != call.output:
+        return
+    x, weight, *_, residual, stride, padding, _, groups, _, activation = following.arguments
+    (out, channels, *kernel), unpadded = weight.shape, tuple(padding) in ((0,) * 4, (-1,) * 4)
+    if kernel != [1, 1] or tuple(stride) != (1, 1) or groups != 1 or not unpadded:
+        return
+    if call.op == "se_scale":
+        front = (TensorSpec((x.shape[0], channels)), None, None, "identity")
+    elif call.op == "batch_norm_act" and call.arguments[5] is None:
+        front = (None, TensorSpec((channels,)), TensorSpec((channels,)), call.arguments[7])
+    else:
+        return
+    yield Call("pointwise_conv2d", (x, weight, TensorSpec((out,)), residual, *front, activation), following.output)
+
+
 def op_calls(op: str, models: Sequence[str], batches: Sequence[int]) -> list[Call]:
     """The distinct calls of ``op`` in the models, in the order in which they first appear."""
     found = {}
     for batch in batches:
         for model in models:
-            for call in model_calls(model, batch):
-                for each in _derived(call):
+            calls = model_calls(model, batch)
+            for call, following in zip(calls, (*calls[1:], None)):
+                for each in (*_derived(call), *_fused(call, following)):
                     if each.op == op:
                         found.setdefault(each)
     return list(found)
