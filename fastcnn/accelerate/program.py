@@ -26,6 +26,8 @@ MAX_POOL = torch.ops.fastcnn.max_pool2d.default
 SE_SCALE = torch.ops.fastcnn.se_scale.default
 CHANNEL_SHUFFLE = torch.ops.fastcnn.channel_shuffle.default
 SHUFFLE_CONCAT = torch.ops.fastcnn.channel_shuffle_concat.default
+POINTWISE = torch.ops.fastcnn.pointwise_conv2d.default
+SE_GATE = torch.ops.fastcnn.se_gate.default
 
 
 class Conv(NamedTuple):
