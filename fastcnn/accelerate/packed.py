@@ -38,7 +38,12 @@ class Packed(NamedTuple):
 
     def current(self) -> bool:
         """Whether the weights are those that were packed."""
-        return [weight._version for weight in self.weights] == self.versions
+        return [_version(weight) for weight in self.weights] == self.versions
+
+
+def _version(weight: Tensor) -> int:
+    """Changes when the weight is written to; what was made in inference mode has none."""
+    return -1 if weight.is_inference() else weight._version
 
 
 def pack(program: fx.GraphModule) -> Packed:
@@ -67,7 +72,7 @@ def pack(program: fx.GraphModule) -> Packed:
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
     found = _module({name: tensor for name, tensor in tensors.items() if name in used}, graph)
     grow(found)
-    return Packed(_bound(found), weights, [weight._version for weight in weights])
+    return Packed(_bound(found), weights, [_version(weight) for weight in weights])
 
 
 def _available() -> bool:

@@ -123,6 +123,7 @@ _REASONS = {
     "aten.softmax": "no kernel of ours",
     "aten.layer_norm": "no kernel of ours: not of the CNNs this package is for",
     "aten.gelu": "no kernel of ours",
+    "aten._native_batch_norm_legit": "it has no running statistics: those of the batch or the image are used",
     "aten.conv1d": "a convolution that is not 2-D",
     "aten.convolution": "a convolution that is not 2-D, or transposed",
     "aten.conv2d": "its weight or its input is no floating map [N, C, H, W]",

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -150,4 +151,6 @@ def _into_linear(program: fx.GraphModule, notes: Notes, norm: fx.Node) -> int:
 def _name(node: Any) -> str:
     if not isinstance(node, fx.Node):
         return str(node)
+    if node.target is operator.getitem:
+        return _name(node.args[0])
     return "the model's input" if node.op == "placeholder" else str(node.target).removesuffix(".default")
