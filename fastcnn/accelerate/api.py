@@ -41,6 +41,7 @@ def accelerate(
     tolerance: float | None = None,
     require_speedup: bool = False,
     portable: bool = False,
+    cuda_graph: bool = False,
     mapping: Mapping[str, bool] | None = None,
 ) -> Accelerated | Unchanged:
     """``model`` for inference on the fused ops: captured, rewritten, compared with the original, reported on.
@@ -55,6 +56,8 @@ def accelerate(
             5 times the original's own error in its dtype and ``dtype`` where that is larger.
         require_speedup: return :class:`Unchanged` where the result is slower on the example.
         portable: fold and simplify, but keep ATen's operators alone, for TensorRT, ONNX and mobile.
+        cuda_graph: replay one CUDA graph per input shape, of which the last 8 are kept with the memory of their
+            activations; inputs are copied in, outputs out. For small batches, where launches cost more than kernels.
         mapping: names of rewrites to switch off, ``{"sibling_convs": False}``.
     Returns: a module that computes what ``model`` does, with ``.report``; ``print`` that.
     Raises: TypeError or ValueError naming the argument; CaptureError (a ValueError) with torch.export's reason and the
@@ -67,6 +70,7 @@ def accelerate(
     """
     _check_switches(strict=strict, dynamic_size=dynamic_size, require_speedup=require_speedup, portable=portable)
     inputs = _check(model, example, dtype, tolerance)
+    _check_cuda_graph(cuda_graph, inputs)
     mapping = check_mapping(mapping)
     found = Report(type(model).__name__, dtype=str(dtype or inputs[0].dtype).removeprefix("torch."))
     found.tf32 = torch.backends.cuda.matmul.allow_tf32
@@ -91,7 +95,7 @@ def accelerate(
         sweep(program)
     found.left = reporting.left(program)
     use_channels_last(program)
-    fast = Accelerated(program, input_rules(program), captured.out_spec, found)
+    fast = Accelerated(program, input_rules(program), captured.out_spec, found, cuda_graph)
     if dtype is not None:
         fast.to(dtype)
     after = cost(fast.runs(inputs[0].device), size)
@@ -155,6 +159,14 @@ def _check(model: Any, example: Any, dtype: Any, tolerance: Any) -> tuple[Tensor
     for i, x in enumerate(inputs):
         _check_input(f"example[{i}]" if len(inputs) > 1 else "example", x, weights)
     return tuple(x.detach() for x in inputs)
+
+
+def _check_cuda_graph(cuda_graph: Any, inputs: tuple[Tensor, ...]) -> None:
+    if not isinstance(cuda_graph, bool):
+        raise TypeError(f"accelerate: cuda_graph must be True or False, got {type(cuda_graph).__name__}")
+    others = [str(x.device) for x in inputs if not x.is_cuda]
+    if cuda_graph and others:
+        raise ValueError(f"accelerate: cuda_graph=True needs the model and example on a CUDA device, got {others[0]}")
 
 
 def _changes_in_training(module: nn.Module) -> bool:

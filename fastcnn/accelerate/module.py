@@ -16,6 +16,7 @@ from .archive import ArchiveError
 from .archive import load as read_archive
 from .archive import save as write_archive
 from .document import DTYPES
+from .graph import CudaGraphs
 from .packed import Packed, pack
 from .program import aten, is_map, shape, value
 from .report import Report
@@ -56,9 +57,11 @@ class Accelerated(nn.Module):
         report: what was fused, what was not and why, errors, speed.
     """
 
-    def __init__(self, program: fx.GraphModule, rules: list[InputRule], out_spec: TreeSpec, report: Report) -> None:
+    def __init__(self, program: fx.GraphModule, rules: list[InputRule], out_spec: TreeSpec, report: Report,
+                 cuda_graph: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.program = program
+        self.graphs = CudaGraphs() if cuda_graph else None
         self.rules = rules
         self.out_spec = out_spec
         self.report = report
@@ -77,7 +80,8 @@ class Accelerated(nn.Module):
             inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
         if _is_plain(inputs):
             with torch._C._AutoDispatchBelowAutograd():  # saves 4 to 8 us an operator
-                outputs = self.runs(inputs[0].device).forward(*inputs)
+                run = self.runs(inputs[0].device)
+                outputs = self.graphs.call(run, inputs) if self.graphs else run.forward(*inputs)
         else:
             outputs = self.program(*inputs)
         if dtype != given:
