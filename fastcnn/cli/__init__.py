@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastcnn.cli import bench, check, classify, demo, info, summary
+from fastcnn.cli import accelerate, bench, check, classify, demo, info, summary
 from fastcnn.cli import list as list_command
 from fastcnn.cli.console import CommandError
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastcnn {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (info, list_command, summary, check, classify, bench, demo):
+    for module in (info, list_command, summary, check, classify, bench, demo, accelerate):
         module.add_parser(commands)
     return parser
 

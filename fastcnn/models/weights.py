@@ -59,6 +59,18 @@ def load_weights(model: nn.Module, weights: str | PathLike[str] | Mapping[str, T
     model.load_state_dict({k: state.get(k, v) for k, v in own.items()})
 
 
+def load_checkpoint(model: nn.Module, path: str | PathLike[str], name: str) -> None:
+    """Load the file at ``path`` into any module, whose keys it must have; ``name`` is for the messages.
+
+    Raises: WeightsError; FileNotFoundError.
+    """
+    where = f"{name}: {os.fspath(path)!r}"
+    own = model.state_dict()
+    state = _unwrap(read_checkpoint(path), where)
+    _check_fit(state, own, where)
+    model.load_state_dict({k: state.get(k, v) for k, v in own.items()})
+
+
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a PyTorch checkpoint without running any of its code.
 
