@@ -61,7 +61,7 @@ def layer_times(
     dtype = fast.dtype()
     inside = tuple(x.to(dtype) if x.is_floating_point() and dtype is not None else x for x in inputs)
     before = _measure(capture(model, inputs).program, inputs, rounds)
-    after = _measure(fast.program, inside, rounds)
+    after = _measure(fast.runs(inputs[0].device), inside, rounds)
     return _rows(before, after, most)
 
 

@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--off: {_bare(error)}") from error
     set_threads(args.threads)
-    model, size, notes = find_model(args.model, args.weights)
-    shape = [args.batch, size[0], *(args.size or size[1:])]
+    model, size, notes = find_model(args.model, args.weights, args.size)
+    shape = [args.batch, *size]
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)

@@ -10,9 +10,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 from fastcnn.cli.console import CommandError, UsageError
@@ -29,10 +29,14 @@ class NamedModel(NamedTuple):
     notes: list[str]
 
 
-def find_model(text: str, weights: str | None = None) -> NamedModel:
-    """The model that ``text`` names, on random weights of seed 0 where ``weights``, a path, is None.
+def find_model(text: str, weights: str | None = None, size: Sequence[int] | None = None) -> NamedModel:
+    """The model that ``text`` names, with random weights where ``weights``, a path, is None.
+
+    Random weights are of seed 0, with batch norm statistics of random images: fresh ones let most nets' maps fade to
+    nothing, where errors mean little. A function's weights are those that it set.
 
     Args:
+        size: (H, W) of the input where it is not the model's own.
         text: a name, looked for in :data:`PACKAGES` one after the other; "package:name" for one of them;
             "package.module:function" or "path/to/file.py:function" for a function without arguments, which is run.
     Raises: UsageError for what is not there, with the nearest names; CommandError for what fails.
@@ -43,11 +47,11 @@ def find_model(text: str, weights: str | None = None) -> NamedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if colon and first not in PACKAGES:
-            return _of_function(text, weights)
-        return _of_packages(rest if colon else text, [first] if colon else list(PACKAGES), weights)
+            return _of_function(text, weights, size)
+        return _of_packages(rest if colon else text, [first] if colon else list(PACKAGES), weights, size)
 
 
-def _of_packages(name: str, packages: list[str], weights: str | None) -> NamedModel:
+def _of_packages(name: str, packages: list[str], weights: str | None, hw: Sequence[int] | None) -> NamedModel:
     names, missing = {}, []
     for package in packages:
         try:
@@ -60,10 +64,13 @@ def _of_packages(name: str, packages: list[str], weights: str | None) -> NamedMo
         if not _has(package, name, names[package]):
             continue
         model, size = _BUILD[package](name)
-        if weights is not None:
+        size = [size[0], *(hw or size[1:])]
+        if weights is None:
+            told = _randomise(model, size)
+        else:
+            told = f"weights of {weights}"
             _load(model, weights, name, name if package == "fastcnn" else None)
-        origin = f"{name} of {package}, {'random weights (seed 0)' if weights is None else f'weights of {weights}'}"
-        return NamedModel(model.eval(), size, [origin])
+        return NamedModel(model.eval(), size, [f"{name} of {package}, {told}"])
     known = {each: each if package == "fastcnn" else f"{package}:{each}"
              for package in reversed(names) for each in names[package]}  # fmt: skip
     near = [known[each] for each in difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.5)]
@@ -75,6 +82,20 @@ def _of_packages(name: str, packages: list[str], weights: str | None) -> NamedMo
     for package in missing:
         message += f"; {package} is not here: {_pip(package)}"
     raise UsageError(message)
+
+
+def _randomise(model: Any, size: list[int]) -> str:
+    from torch import nn
+
+    from fastcnn.reference import calibrate
+
+    if any(isinstance(each, nn.BatchNorm2d) for each in model.modules()):
+        try:
+            calibrate(model, size)
+        except Exception:  # noqa: BLE001  (a net may want another input, or targets, to train)
+            return "random weights (seed 0)"
+        return "random weights (seed 0), batch norm statistics of random images"
+    return "random weights (seed 0)"
 
 
 def _pip(package: str) -> str:
@@ -162,7 +183,7 @@ def _load(model: Any, path: str, name: str, ours: str | None) -> None:
         raise CommandError(str(error)) from error
 
 
-def _of_function(text: str, weights: str | None) -> NamedModel:
+def _of_function(text: str, weights: str | None, hw: Sequence[int] | None) -> NamedModel:
     from torch import nn
 
     place, _, path = text.rpartition(":")
@@ -190,7 +211,8 @@ def _of_function(text: str, weights: str | None) -> NamedModel:
         model.eval()
         notes.append("the model came in training mode and was switched to eval mode")
     conv = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
-    return NamedModel(model, [conv.in_channels if conv else INPUT_SIZE[0], *INPUT_SIZE[1:]], notes)
+    channels = conv.in_channels if conv else INPUT_SIZE[0]
+    return NamedModel(model, [channels, *(hw or INPUT_SIZE[1:])], notes)
 
 
 class _failing:
@@ -202,7 +224,9 @@ class _failing:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not isinstance(error, Exception):
             return
         frames = traceback.extract_tb(trace)
