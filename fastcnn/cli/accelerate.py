@@ -2,6 +2,7 @@
 """``fastcnn accelerate``: any CNN on the fused ops, what was done to it, and the result as a file."""
 
 import argparse
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -66,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from fastcnn.accelerate.rewrites import check_mapping
     from fastcnn.cli.models import find_model
 
-    for path in (args.save, args.onnx, args.plot):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise CommandError(f"{path!r} cannot be written: no folder {str(Path(path).parent)!r}")
+    _check_files(args.save, args.onnx, args.plot)
     mapping = dict.fromkeys(args.off, False)
     try:
         check_mapping(mapping)
@@ -81,10 +80,14 @@ def run(args: argparse.Namespace) -> int:
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
     dtype = getattr(torch, args.dtype) if args.dtype else None
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # torch logs pages on a model that it cannot export; the reason is in the message
     try:
         fast = fastcnn.accelerate.accelerate(model, example, dtype=dtype, strict=False, mapping=mapping)
     except (TypeError, ValueError) as error:
         raise CommandError(_bare(error)) from error
+    finally:
+        logging.disable(level)
     report = fast.report
     report.notes[:0] = notes
     rows = []
@@ -102,6 +105,15 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(_bare(report.refused))
     _write(args, model, fast, example, rows)
     return 0
+
+
+def _check_files(*paths: str | None) -> None:
+    """Before the work, which may take minutes."""
+    for path in filter(None, paths):
+        if not Path(path).absolute().parent.is_dir():
+            raise CommandError(f"{path!r} cannot be written: no folder {str(Path(path).parent)!r}")
+        if Path(path).is_dir():
+            raise CommandError(f"{path!r} cannot be written: a folder")
 
 
 def _bare(error: object) -> str:
