@@ -55,3 +55,112 @@ def test_the_op_in_onnx_runtime(op, tmp_path):
     assert {node.domain for node in program.model_proto.graph.node} == {""} and not program.model_proto.functions
     wider = tuple(each.draw(3) for each in net.maps)
     assert too_large(errors(run(tmp_path / "op.onnx", wider), net.exact(wider))) == {}
+
+
+class AnySize(nn.Module):
+    """What depends on the height and width, called with sizes that only the run knows, and by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(4, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        ops, same = torch.ops.fastcnn, [-1] * 4
+        return [
+            ops.depthwise_conv2d(x, self.weight, None, None, [2, 2], same, [2, 2], "relu"),
+            ops.depthwise_conv2d(x, self.weight, None, None, [2, 1], same, [1, 1], "relu"),
+            ops.max_pool2d(x, [3, 3], [2, 2], [1, 1], True),
+            ops.channel_shuffle(x, groups=2),
+            ops.channel_shuffle_concat(x1=x, x2=x),
+            ops.activation(x, kind="silu"),
+        ]
+
+
+def test_any_height_and_width(tmp_path):
+    net, sizes = AnySize().eval(), {i: torch.export.Dim(name, min=4) for i, name in ((0, "n"), (2, "h"), (3, "w"))}
+    program = torch.onnx.export(net, (torch.randn(2, 4, 11, 14),), dynamic_shapes=({**sizes},), dynamo=True,
+                                custom_translation_table=onnx.translation_table(), verbose=False)  # fmt: skip
+    program.save(tmp_path / "any.onnx", external_data=False)
+    for shape in ((3, 4, 12, 9), (1, 4, 5, 8), (2, 4, 7, 13)):
+        x = torch.randn(shape)
+        exact = {str(i): y for i, y in enumerate(AnySize.forward(net.double(), x.double()))}
+        assert too_large(errors(run(tmp_path / "any.onnx", (x,)), exact)) == {}
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            fastcnn.nn.ConvBNAct(3, 8, 3, stride=2, padding=1, activation="relu6"),
+            fastcnn.nn.SqueezeExcite(8, 4),
+            fastcnn.nn.DepthwiseConv2d(8, 8, 3, padding=1),
+            fastcnn.nn.HardSwish(),
+            fastcnn.nn.GlobalAvgPool2d(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+def test_half_precision_with_vectors_in_float32(tmp_path):
+    """The file's inputs and results are float16; batch norm, squeeze-and-excitation and activations are float32 inside."""
+    net = calibrate(Block(), [3, 9, 9])
+    x = torch.randn(5, 3, 9, 9).half()
+    exact = net.double()(x.double())
+    net = net.float()
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.half()
+    onnx.export(net, x, tmp_path / "half.onnx")
+    (y,) = run(tmp_path / "half.onnx", (x,))
+    assert y.dtype is torch.float16
+    assert relative_error(y, exact) <= max(torch.finfo(torch.float16).eps, 5 * relative_error(net(x), exact))
+
+
+def test_double_precision_in_the_reference_evaluator():
+    """ONNX Runtime has no float64 convolution. Attributes of ONNX are float32: eps = 1e-5 is not exact there."""
+    net = calibrate(Block(), [3, 9, 9]).double()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    program = torch.onnx.export(net, (x,), dynamo=True, custom_translation_table=onnx.translation_table(), verbose=False)
+    (y,) = program.call_reference(x)
+    assert y.dtype is torch.float64 and relative_error(y, net(x)) <= 1e-7
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_lite0"])
+def test_a_net_in_onnx_runtime(name, tmp_path):
+    net = calibrate(fastcnn.create_model(name), [3, 64, 64])
+    onnx.export(net, torch.randn(1, 3, 64, 64), tmp_path / "net.onnx")
+    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+    x = torch.randn(3, 3, 64, 64)
+    (y,) = run(tmp_path / "net.onnx", (x,))
+    with torch.no_grad():
+        assert relative_error(y, net.double()(x.double())) <= 1e-5
+
+
+def test_a_fixed_batch(tmp_path):
+    program = onnx.export(Block().eval(), (torch.randn(1, 3, 8, 8),), tmp_path / "one.onnx", dynamic_batch=False)
+    assert list(program.model.graph.inputs[0].shape) == [1, 3, 8, 8]
+
+
+class Unknown(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.fastcnn.hardswish_backward(x, x)
+
+
+def test_an_op_without_a_translation_writes_nothing(tmp_path):
+    with pytest.raises(Exception, match="No ONNX function found for .*fastcnn.hardswish_backward"):
+        onnx.export(Unknown().eval(), torch.randn(2, 3), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("model", "args", "message"), [
+    (torch.relu, torch.ones(1), "export: model must be an nn.Module, got "),
+    (Block(), torch.ones(1, 3, 8, 8), "export: model must be in eval mode, got one in training mode"),
+    (Block().eval(), (), r"export: args must be a tensor or a tuple with one, got \[\]"),
+    (Block().eval(), 3, r"export: args must be a tensor or a tuple with one, got \['int'\]"),
+    (nn.Linear(2**15, 2**15, device="meta").eval(), torch.ones(1), "export: model must have less than 2 GiB .* 4.0 GiB"),
+])  # fmt: skip
+def test_bad_arguments(model, args, message, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=message):
+        onnx.export(model, args, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
