@@ -14,9 +14,15 @@ from .conv_activation import conv_activation
 from .depthwise import depthwise
 from .fold_batch_norm import fold_batch_norm
 from .fold_scale import fold_scale
+from .global_pool import global_pool
 from .normalise import normalise
+from .operand_gate import operand_gate
+from .operand_norm import operand_norm
 from .same_padding import same_padding
+from .shuffle_order import shuffle_order
+from .sibling_convs import sibling_convs
 from .slices import slices
+from .squeeze_excite import squeeze_excite
 from .through_concat import through_concat
 from .written_out_activations import written_out_activations
 
@@ -30,10 +36,16 @@ REWRITES: dict[str, Rewrite] = {
         through_concat,
         fold_batch_norm,
         written_out_activations,
+        global_pool,
         fold_scale,
         conv_activation,
+        squeeze_excite,
         channel_shuffle,
         slices,
+        shuffle_order,
+        sibling_convs,
+        operand_norm,
+        operand_gate,
         depthwise,
     )
 }
