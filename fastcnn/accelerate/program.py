@@ -259,3 +259,8 @@ class Notes:
     def leave(self, node: fx.Node, reason: str) -> None:
         """``node`` stays as it is, because of ``reason``; the last reason given counts."""
         node.meta["left"] = reason
+
+    def also(self, node: fx.Node, reason: str) -> None:
+        """A further reason, beside what an earlier rewrite has said."""
+        said = node.meta.get("left")
+        node.meta["left"] = f"{said}; {reason}" if said else reason

@@ -22,13 +22,13 @@ def operand_norm(program: fx.GraphModule, notes: Notes) -> int:
         x, residual, activation = node.args[0], node.args[5], node.args[7]
         readers, found = pointwise_readers(node), scale_and_shift(program, node)
         if not readers:
-            notes.leave(node, "its result is read by others than 1x1 convolutions of stride 1")
+            notes.also(node, "its result is read by others than 1x1 convolutions of stride 1")
         elif residual is not None:
-            notes.leave(
+            notes.also(
                 node, "a residual is added to its result, which the convolution behind it cannot do as it reads"
             )
         elif found is None:
-            notes.leave(node, "a vector of it is computed from the input")
+            notes.also(node, "a vector of it is computed from the input")
         else:
             dtype = torch.promote_types(value(x).dtype, torch.float32)
             layer = node.meta.get("layer") or node.name
@@ -47,4 +47,4 @@ def operand_norm(program: fx.GraphModule, notes: Notes) -> int:
 def _leave(notes: Notes, node: fx.Node, reason: str) -> None:
     """Behind the reason why no convolution before it has taken it up."""
     earlier = node.meta.get("left", "").partition("; ")[0]
-    notes.leave(node, f"{earlier}; {reason}" if earlier and earlier != reason else reason)
+    notes.also(node, f"{earlier}; {reason}" if earlier and earlier != reason else reason)
