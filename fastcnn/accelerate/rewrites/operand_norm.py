@@ -42,9 +42,3 @@ def operand_norm(program: fx.GraphModule, notes: Notes) -> int:
                 replace(program, reader, emit(program, reader, POINTWISE, args))
             count += 1
     return count
-
-
-def _leave(notes: Notes, node: fx.Node, reason: str) -> None:
-    """Behind the reason why no convolution before it has taken it up."""
-    earlier = node.meta.get("left", "").partition("; ")[0]
-    notes.also(node, f"{earlier}; {reason}" if earlier and earlier != reason else reason)
