@@ -26,7 +26,9 @@ try:
     from onnxscript import ir
     from onnxscript import opset18 as op
 except ImportError as error:
-    raise ImportError(f"fastcnn.onnx: {error}; to install what it needs: {pip_command('onnx', 'onnxscript')}") from error
+    raise ImportError(
+        f"fastcnn.onnx: {error}; to install what it needs: {pip_command('onnx', 'onnxscript')}"
+    ) from error
 
 __all__ = ["export", "translation_table"]
 
@@ -114,18 +116,14 @@ def se_gate(x: Value, w1: Value, b1: Value, w2: Value, b2: Value, activation: st
     return _squeeze_excite(x, w1, b1, w2, b2, activation, gate)[0]
 
 
-def se_scale(
-    x: Value, w1: Value, b1: Value, w2: Value, b2: Value, activation: str, gate: str
-) -> tuple[Value, Value]:
+def se_scale(x: Value, w1: Value, b1: Value, w2: Value, b2: Value, activation: str, gate: str) -> tuple[Value, Value]:
     gates, pooled = _squeeze_excite(x, w1, b1, w2, b2, activation, gate)
     wide = _wide(x)
     y = op.Mul(_cast(x, wide), op.Unsqueeze(gates, _ints(2, 3)))
     return _cast(y, x.dtype, wide), pooled
 
 
-def _batch_norm(
-    z: Value, mean: Value, var: Value, weight: Value, bias: Value, eps: float, dtype: ir.DataType
-) -> Value:
+def _batch_norm(z: Value, mean: Value, var: Value, weight: Value, bias: Value, eps: float, dtype: ir.DataType) -> Value:
     def of_ones(value: float) -> Value:
         return op.ConstantOfShape(op.Shape(mean), value=ir.tensor([value], dtype=dtype))
 

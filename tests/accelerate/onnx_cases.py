@@ -167,7 +167,13 @@ def convolutions() -> dict[str, tuple]:
 
 def pointwise() -> dict[str, tuple]:
     def arguments(*given: str, prologue: str = "identity", activation: str = "identity") -> tuple:
-        tensors = {"bias": vector(4), "residual": Map((4, 5, 3)), "gate": Map((6,)), "scale": vector(6), "shift": vector(6)}
+        tensors = {
+            "bias": vector(4),
+            "residual": Map((4, 5, 3)),
+            "gate": Map((6,)),
+            "scale": vector(6),
+            "shift": vector(6),
+        }
         chosen = [tensor if name in given else None for name, tensor in tensors.items()]
         return Map((6, 5, 3)), torch.randn(4, 6, 1, 1), *chosen, prologue, activation
 
@@ -185,8 +191,8 @@ def pools() -> dict[str, tuple]:
         return [value, value] if isinstance(value, int) else list(value)
 
     return {
-        name: (Map(shape[1:]), pair(window.kernel_size), pair(window.stride or window.kernel_size), pair(window.padding),
-               window.ceil_mode)
+        name: (Map(shape[1:]), pair(window.kernel_size), pair(window.stride or window.kernel_size),
+               pair(window.padding), window.ceil_mode)
         for name, (shape, window) in POOLS.items() if shape[1]
     }  # fmt: skip
 

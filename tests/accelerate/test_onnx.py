@@ -8,12 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fastcnn
 from fastcnn import onnx
 from fastcnn._library import SCHEMAS
 from fastcnn.ops._register import overload
-from fastcnn.reference import relative_error
+from fastcnn.reference import calibrate, relative_error
 from tests.accelerate.onnx_cases import CASES, Calls
 
 FORWARD_OPS = sorted(name for name in SCHEMAS if not name.endswith(("_backward", "_train")))
@@ -104,7 +105,7 @@ class Block(nn.Module):
 
 
 def test_half_precision_with_vectors_in_float32(tmp_path):
-    """The file's inputs and results are float16; batch norm, squeeze-and-excitation and activations are float32 inside."""
+    """Inputs and results are float16; batch norm, squeeze-and-excitation and activations are float32 inside."""
     net = calibrate(Block(), [3, 9, 9])
     x = torch.randn(5, 3, 9, 9).half()
     exact = net.double()(x.double()).detach()
@@ -124,9 +125,11 @@ def test_double_precision_in_the_reference_evaluator():
     """ONNX Runtime has no float64 convolution. Attributes of ONNX are float32: eps = 1e-5 is not exact there."""
     net = calibrate(Block(), [3, 9, 9]).double()
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
-    program = torch.onnx.export(net, (x,), dynamo=True, custom_translation_table=onnx.translation_table(), verbose=False)
+    program = torch.onnx.export(
+        net, (x,), dynamo=True, custom_translation_table=onnx.translation_table(), verbose=False
+    )
     (y,) = program.call_reference(x)
-    assert y.dtype is torch.float64 and relative_error(y, net(x)) <= 1e-7
+    assert y.dtype is torch.float64 and relative_error(y, net(x).detach()) <= 1e-7
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_lite0"])
@@ -161,7 +164,7 @@ def test_an_op_without_a_translation_writes_nothing(tmp_path):
     (Block(), torch.ones(1, 3, 8, 8), "export: model must be in eval mode, got one in training mode"),
     (Block().eval(), (), r"export: args must be a tensor or a tuple with one, got \[\]"),
     (Block().eval(), 3, r"export: args must be a tensor or a tuple with one, got \['int'\]"),
-    (nn.Linear(2**15, 2**15, device="meta").eval(), torch.ones(1), "export: model must have less than 2 GiB .* 4.0 GiB"),
+    (nn.Linear(2**15, 2**15, device="meta").eval(), torch.ones(1), "export: model must have less than 2 GiB"),
 ])  # fmt: skip
 def test_bad_arguments(model, args, message, tmp_path):
     with pytest.raises((TypeError, ValueError), match=message):
