@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -37,24 +37,35 @@ class Stuck(Exception):
     """An operator that must have its channels as they are."""
 
     def __init__(self, node: fx.Node, reason: str) -> None:
-        super().__init__(f"{node.name}: {reason}")
+        super().__init__(f"{node.meta.get('layer') or node.name}: {reason}")
 
 
 class Orders:
     """Which values are stored in another order: at position ``k`` of ``node`` lies its channel ``order[k]``.
 
     What has no order yet is stored as it was. ``moves`` are the shuffles met on the way: any order fits them.
+
+    Args:
+        free: operators that the caller replaces, and so make or read any order.
+        fixed: values that keep their order.
     """
 
-    def __init__(self, program: fx.GraphModule) -> None:
+    def __init__(
+        self, program: fx.GraphModule, free: Collection[fx.Node] = (), fixed: Collection[fx.Node] = ()
+    ) -> None:
         self.program = program
-        self.orders: dict[fx.Node, Order] = {}
+        self.free = free
+        self.orders: dict[fx.Node, Order] = {node: self._identity(node) for node in fixed}
         self.moves: list[fx.Node] = []
         self.touched: dict[fx.Node, None] = {}
 
     def of(self, node: fx.Node) -> Order:
         found = self.orders.get(node)
-        return tuple(range(channels(node) or 0)) if found is None else found
+        return self._identity(node) if found is None else found
+
+    @staticmethod
+    def _identity(node: fx.Node) -> Order:
+        return tuple(range(channels(node) or 0))
 
     def store(self, node: fx.Node, order: Sequence[int]) -> None:
         """Store ``node`` so, and with it all that this entails.
@@ -77,6 +88,8 @@ class Orders:
             if identity:
                 continue
             for operator in (node, *node.users):
+                if operator in self.free:
+                    continue
                 if permutation(self.program, operator) is not None:
                     if operator not in self.moves:
                         self.moves.append(operator)
