@@ -34,11 +34,13 @@ template <typename S> void gather_pixels(const PointwiseArgs& args, int64_t firs
   const S* x = static_cast<const S*>(args.x);
   dispatch_usual_activation(args.prologue.activation, [&](auto functor) {
     const PrologueOf<Accumulator<S>, decltype(functor)> prologue(args.prologue, functor);
+    int64_t wo = first % args.Wo, ho = first / args.Wo % args.Ho, n = first / args.Wo / args.Ho;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t pixel = first + i;
-      const int64_t wo = pixel % args.Wo, ho = pixel / args.Wo % args.Ho, n = pixel / args.Wo / args.Ho;
       const S* from = x + ((n * args.H + ho * args.stride_h) * args.W + wo * args.stride_w) * args.x_stride;
       prologue.pixel(from, n, args.C, out + i * args.C);
+      if (++wo < args.Wo) continue;
+      wo = 0;
+      if (++ho == args.Ho) ho = 0, ++n;
     }
   });
 }

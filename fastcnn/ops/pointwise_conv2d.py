@@ -50,10 +50,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     _checks.check_input(_OP, "weight", weight, 4)
     channels, out_channels = x.shape[1], weight.shape[0]
     if tuple(weight.shape[1:]) != (channels, 1, 1):
-        raise ValueError(f"{_OP}: weight must be [O, C, 1, 1] for x with C = {channels}, got {_checks.shape_text(weight)}; "
-                         "conv_bn_act takes other kernels, strides and groups")  # fmt: skip
+        raise ValueError(
+            f"{_OP}: weight must be [O, C, 1, 1] for x with C = {channels}, got {_checks.shape_text(weight)}; "
+            "conv_bn_act takes other kernels, strides and groups"
+        )
     if channels < 1 or out_channels < 1:
-        raise ValueError(f"{_OP}: x and weight must have at least one channel, got {_checks.shape_text(x)} and {_checks.shape_text(weight)}")
+        shapes = f"{_checks.shape_text(x)} and {_checks.shape_text(weight)}"
+        raise ValueError(f"{_OP}: x and weight must have at least one channel, got {shapes}")
     if x.shape[2] < 1 or x.shape[3] < 1:
         raise ValueError(f"{_OP}: x must have at least one row and one column, got {_checks.shape_text(x)}")
     cast = _checks.autocast_active(x)
@@ -61,7 +64,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     shape = (x.shape[0], out_channels, *x.shape[2:])
     _checks.check_like(_OP, "residual", residual, x, shape, f"{list(shape)}, the shape of the output", any_dtype=cast)
     if (scale is None) != (shift is None):
-        raise ValueError(f"{_OP}: scale and shift must be given together, got only {'shift' if scale is None else 'scale'}")
+        raise ValueError(
+            f"{_OP}: scale and shift must be given together, got only {'shift' if scale is None else 'scale'}"
+        )
     per_channel = f"[{channels}], one value per channel of x"
     for name, vector, wanted, text in (
         ("bias", bias, (out_channels,), f"[{out_channels}], one value per output channel"),
@@ -77,11 +82,11 @@ def pointwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gate: Tensor | None = None,
     scale: Tensor | None = None, shift: Tensor | None = None, prologue: str = "identity", activation: str = "identity",
 ) -> Tensor:  # fmt: skip
-    """1x1 convolution of what it makes of its input: ``activation(conv(prologue(x * scale + shift) * gate) + bias + residual)``.
+    """1x1 convolution behind a prologue: ``activation(conv(prologue(x * scale + shift) * gate) + bias + residual)``.
 
-    For inference. What stands in front of the convolution happens as it reads ``x``, and is never stored: the batch norm and ReLU of
-    DenseNet and of pre-activation nets (as ``scale`` and ``shift``), the gate of squeeze-and-excitation (from :func:`se_gate`). Without
-    any of it, this is :func:`conv_bn_act` of a 1x1 kernel.
+    For inference. What stands in front of the convolution happens as it reads ``x``, and is never stored: the batch
+    norm and ReLU of DenseNet and of pre-activation nets (as ``scale`` and ``shift``), the gate of
+    squeeze-and-excitation (from :func:`se_gate`). Without any of it, this is :func:`conv_bn_act` of a 1x1 kernel.
 
     Args:
         x: ``[N, C, H, W]`` with at least one pixel.
@@ -92,10 +97,13 @@ def pointwise_conv2d(
         scale, shift: ``[C]``, both or none.
         prologue, activation: names of :func:`activation`.
     Returns: ``[N, O, H, W]`` in the dtype of ``x``.
-    Memory format: as ``x`` (contiguous or channels_last). Dtypes: float32, float64, float16, bfloat16; accumulated in float32 (float64) and
-    rounded once, by Triton the input of the convolution too. bias, gate, scale and shift: the dtype of ``x`` or float32. Under autocast x,
-    weight and residual are cast, the others stay. Determinism: bitwise for the kernels of ours.
-    Raises: ValueError and TypeError naming the argument, what is wanted and what was given; RuntimeError when a gradient is asked for.
+    Memory format: as ``x`` (contiguous or channels_last).
+    Dtypes: float32, float64, float16, bfloat16; accumulated in float32 (float64) and rounded once, by Triton the input
+        of the convolution too. bias, gate, scale and shift: the dtype of ``x`` or float32. Under autocast x, weight and
+        residual are cast, the others stay.
+    Determinism: bitwise for the kernels of ours.
+    Raises: ValueError and TypeError naming the argument, what is wanted and what was given; RuntimeError when a
+        gradient is asked for.
     Source: DenseNet arXiv:1608.06993, pre-activation arXiv:1603.05027, squeeze-and-excitation arXiv:1709.01507.
 
     >>> x, weight = torch.tensor([-1., 2.]).view(1, 2, 1, 1), torch.ones(1, 2, 1, 1)

@@ -51,7 +51,12 @@ def check(op: str, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ac
     channels = x.shape[1]
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{op}: x must have at least one pixel, got {_checks.shape_text(x)}")
-    for name, weight in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):  # before check_like, which takes None for "not given"
+    for name, weight in (
+        ("w1", w1),
+        ("b1", b1),
+        ("w2", w2),
+        ("b2", b2),
+    ):  # before check_like, which takes None for "not given"
         if not isinstance(weight, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(weight).__name__}")
     _checks.check_like(op, "w1", w1, x, float32_allowed=True)
@@ -62,13 +67,17 @@ def check(op: str, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ac
     _checks.check_like(op, "b1", b1, x, (squeezed,), f"[R = {squeezed}]", float32_allowed=True)
     _checks.check_like(op, "w2", w2, x, float32_allowed=True)
     if w2.shape != (channels, squeezed) and w2.shape != (channels, squeezed, 1, 1):
-        raise ValueError(f"{op}: w2 must be [C, R] or [C, R, 1, 1] with C = {channels}, R = {squeezed}, got {_checks.shape_text(w2)}")
+        raise ValueError(
+            f"{op}: w2 must be [C, R] or [C, R, 1, 1] with C = {channels}, R = {squeezed}, got {_checks.shape_text(w2)}"
+        )
     _checks.check_like(op, "b2", b2, x, (channels,), f"[C = {channels}]", float32_allowed=True)
     _checks.check_activation(op, "activation", activation)
     _checks.check_activation(op, "gate", gate)
 
 
-def se_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str = "relu", gate: str = "hardsigmoid") -> Tensor:
+def se_gate(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str = "relu", gate: str = "hardsigmoid"
+) -> Tensor:
     """``gate(w2 @ activation(w1 @ mean(x) + b1) + b2)``: what :func:`se_scale` multiplies ``x`` by, for inference.
 
     :func:`pointwise_conv2d` takes it as its ``gate``: then ``x`` is neither read nor written once more to be scaled.
@@ -79,12 +88,14 @@ def se_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activatio
         w2, b2: ``[C, R]`` or ``[C, R, 1, 1]``, and ``[C]``: the excite layer.
         activation, gate: names of :func:`activation`, after the first and the second layer.
     Returns: ``[N, C]`` in float32 (float64 for float64).
-    Memory format: any of ``x``. Dtypes: float32, float64, float16, bfloat16; weights and biases in x's dtype or float32 (so autocast needs
-    no casts). Determinism: bitwise; the same bits as within :func:`se_scale`.
-    Raises: ValueError or TypeError for a shape, dtype or device that does not fit; RuntimeError when a gradient is asked for.
+    Memory format: any of ``x``. Dtypes: float32, float64, float16, bfloat16; weights and biases in x's dtype or
+    float32 (so autocast needs no casts). Determinism: bitwise; the same bits as within :func:`se_scale`.
+    Raises: ValueError or TypeError for a shape, dtype or device that does not fit; RuntimeError when a gradient is
+    asked for.
     Source: arXiv:1709.01507, eq. 2-3; hard-sigmoid gate: arXiv:1905.02244.
 
-    >>> fastcnn.ops.se_gate(torch.ones(1, 2, 2, 2), torch.ones(1, 2), torch.zeros(1), torch.zeros(2, 1), torch.tensor([-3., 3.])).tolist()
+    >>> layers = torch.ones(1, 2), torch.zeros(1), torch.zeros(2, 1), torch.tensor([-3., 3.])
+    >>> fastcnn.ops.se_gate(torch.ones(1, 2, 2, 2), *layers).tolist()
     [[0.0, 1.0]]
     """
     check(_OP, x, w1, b1, w2, b2, activation, gate)

@@ -158,7 +158,10 @@ def test_a_nan_stays_in_its_pixel_and_one_of_a_gate_in_its_image(layout):
 
 @formats
 def test_the_same_bits_every_time_and_for_every_number_of_threads(layout):
-    arguments, threads = inputs((5, 100, 33, 40, 30), CHANGES["everything"], torch.float32, layout), torch.get_num_threads()
+    arguments, threads = (
+        inputs((5, 100, 33, 40, 30), CHANGES["everything"], torch.float32, layout),
+        torch.get_num_threads(),
+    )
     found = []
     for count in (1, 2, 3, 1):
         torch.set_num_threads(count)
@@ -198,17 +201,49 @@ def test_the_backends_that_serve_it():
 V3, V4 = torch.ones(3), torch.ones(4)
 ERRORS = {
     "rank": ({"x": torch.ones(3, 2, 2)}, ValueError, r"x must have 4 dimensions \[N, C, H, W\], got \[3, 2, 2\]"),
-    "no-rows": ({"x": torch.ones(1, 3, 0, 2)}, ValueError, r"x must have at least one row and one column, got \[1, 3, 0, 2\]"),
+    "no-rows": (
+        {"x": torch.ones(1, 3, 0, 2)},
+        ValueError,
+        r"x must have at least one row and one column, got \[1, 3, 0, 2\]",
+    ),
     "integers": ({"x": torch.ones(1, 3, 2, 2).int()}, TypeError, "x must be float32, .* got int32"),
-    "weight": ({"weight": torch.ones(4, 2, 1, 1)}, ValueError, r"weight must be \[O, C, 1, 1\] for x with C = 3, got \[4, 2, 1, 1\]"),
-    "kernel": ({"weight": torch.ones(4, 3, 3, 3)}, ValueError, r"weight must be .* got \[4, 3, 3, 3\]; conv_bn_act takes other kernels"),
+    "weight": (
+        {"weight": torch.ones(4, 2, 1, 1)},
+        ValueError,
+        r"weight must be \[O, C, 1, 1\] for x with C = 3, got \[4, 2, 1, 1\]",
+    ),
+    "kernel": (
+        {"weight": torch.ones(4, 3, 3, 3)},
+        ValueError,
+        r"weight must be .* got \[4, 3, 3, 3\]; conv_bn_act takes other kernels",
+    ),
     "no-output": ({"weight": torch.ones(0, 3, 1, 1)}, ValueError, "x and weight must have at least one channel"),
-    "weight-dtype": ({"weight": torch.ones(4, 3, 1, 1).half()}, TypeError, "weight must have the dtype of x, float32, got float16"),
+    "weight-dtype": (
+        {"weight": torch.ones(4, 3, 1, 1).half()},
+        TypeError,
+        "weight must have the dtype of x, float32, got float16",
+    ),
     "bias": ({"bias": V3}, ValueError, r"bias must be \[4\], one value per output channel, got \[3\]"),
-    "residual": ({"residual": torch.ones(1, 3, 2, 2)}, ValueError, r"residual must be \[1, 4, 2, 2\], the shape of the output"),
-    "gate": ({"gate": V3}, ValueError, r"gate must be \[N, C\] = \[1, 3\], one value per image and channel of x, got \[3\]"),
-    "gate-dtype": ({"gate": torch.ones(1, 3).double()}, TypeError, "gate must have the dtype of x, float32 or float32, got float64"),
-    "gate-device": ({"gate": torch.ones(1, 3, device="meta")}, ValueError, "gate must be on the device of x, cpu, got meta"),
+    "residual": (
+        {"residual": torch.ones(1, 3, 2, 2)},
+        ValueError,
+        r"residual must be \[1, 4, 2, 2\], the shape of the output",
+    ),
+    "gate": (
+        {"gate": V3},
+        ValueError,
+        r"gate must be \[N, C\] = \[1, 3\], one value per image and channel of x, got \[3\]",
+    ),
+    "gate-dtype": (
+        {"gate": torch.ones(1, 3).double()},
+        TypeError,
+        "gate must have the dtype of x, float32 or float32, got float64",
+    ),
+    "gate-device": (
+        {"gate": torch.ones(1, 3, device="meta")},
+        ValueError,
+        "gate must be on the device of x, cpu, got meta",
+    ),
     "scale": ({"scale": V4, "shift": V3}, ValueError, r"scale must be \[3\], one value per channel of x, got \[4\]"),
     "shift": ({"scale": V3, "shift": V4}, ValueError, r"shift must be \[3\], one value per channel of x, got \[4\]"),
     "scale-alone": ({"scale": V3}, ValueError, "scale and shift must be given together, got only scale"),

@@ -22,7 +22,9 @@ def check_every_prologue():
                 wanted, magnitude = exact_sum(**arguments)
                 # the product takes what the prologue makes of x in the dtype of x: half a unit each
                 rival = wanted + torch.finfo(dtype).eps * magnitude / 4
-                assert_close_fp64(y, wanted, reduction=21, magnitude=magnitude, rival=rival, label=f"{name} {layout} {dtype}")
+                assert_close_fp64(
+                    y, wanted, reduction=21, magnitude=magnitude, rival=rival, label=f"{name} {layout} {dtype}"
+                )
 
 
 def check_empty():
