@@ -77,7 +77,7 @@ def test_the_report_on_a_pipe(nets, capsys):
     assert first.startswith("Sequential, input 2x3x16x24, float32, TF32 ") and "1 threads: accelerated" in first
     words = [line.split() for line in out.splitlines()]
     assert ["fold_batch_norm", "1"] in words
-    assert ["fastcnn.conv_bn_act", "1", "cpu"] in words
+    assert ["fastcnn.conv_bn_act", "1"] in [line[:2] for line in words]
     assert any(line[:2] == ["aten.linear", "1"] and "matrix product" in " ".join(line) for line in words)
     assert any(line[:1] == ["launches"] and int(line[1]) > int(line[2]) for line in words)
     for row in ("example", "random inputs", "time, ms", "MB an image, counted"):

@@ -19,7 +19,8 @@ def test_help_names_every_subcommand(capsys):
         cli.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"\n    {name} " in out for name in ("info", "list", "summary", "check", "classify", "bench", "demo"))
+    names = ("info", "list", "summary", "check", "classify", "bench", "demo", "accelerate")
+    assert all(f"\n    {name} " in out for name in names)
 
 
 @pytest.mark.parametrize(
