@@ -152,8 +152,8 @@ def twice_the_gate(self: Parallel, x: Tensor) -> Tensor:
 
 
 STAYS = {
-    "one layer": (Scale(conv(8, 8), nn.Hardsigmoid()), "through 1 layers"),
-    "three layers": (Scale(conv(8, 4), conv(4, 4), nn.ReLU(), conv(4, 8), nn.Sigmoid()), "through 3 layers"),
+    "one layer": (Scale(conv(8, 8), nn.Hardsigmoid()), "its layers are 1,"),
+    "three layers": (Scale(conv(8, 4), conv(4, 4), nn.ReLU(), conv(4, 8), nn.Sigmoid()), "its layers are 3,"),
     "no layer": (Scale(nn.Sigmoid()), "an activation follows the pool"),
     "groups": (Scale(conv(8, 4, groups=2), nn.ReLU(), conv(4, 8), nn.Sigmoid()), "a grouped"),
     "3x3": (Scale(nn.Conv2d(8, 4, 3, 1, 1), nn.ReLU(), conv(4, 8), nn.Sigmoid()), "larger convolution"),

@@ -16,8 +16,20 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from fastcnn.ops._checks import FLOATING
 
 from ..algebra import close, product
-from ..program import GLOBAL_AVG_POOL, Notes, aten, calls, emit, is_map, is_op, only_user, replace, shape, value
-from .normalise import arguments
+from ..program import (
+    GLOBAL_AVG_POOL,
+    Notes,
+    arguments,
+    aten,
+    calls,
+    emit,
+    is_map,
+    is_op,
+    only_user,
+    replace,
+    shape,
+    value,
+)
 
 _MEANS = (aten.mean.dim, aten.adaptive_avg_pool1d.default)
 _SUMS = (aten.sum.dim_IntList,)

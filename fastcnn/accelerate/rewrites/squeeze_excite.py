@@ -109,7 +109,7 @@ def _layers(mul: fx.Node, x: fx.Node, gate: fx.Node) -> tuple[_Layer, _Layer]:
                 raise _Left("a layer of it is a grouped, padded or larger convolution, or adds a residual")
             layers.append(_Layer(conv.weight, conv.bias, conv.activation))
     if len(layers) != 2:
-        raise _Left(f"through {len(layers)} layers, and se_scale has two")
+        raise _Left(f"its layers are {len(layers)}, and se_scale has two")
     return layers[0], layers[1]
 
 
