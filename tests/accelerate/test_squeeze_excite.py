@@ -77,6 +77,7 @@ SPELLINGS = {
                                     multiply=columns),
     "no activations": Scale(conv(8, 4), conv(4, 8)),
     "wider inside": Scale(conv(8, 16), nn.Hardswish(), conv(16, 8), nn.Sigmoid()),
+    "SAME": Scale(nn.Conv2d(8, 4, 1, padding="same"), nn.ReLU(), nn.Conv2d(4, 8, 1, padding="same"), nn.Sigmoid()),
     "expanded": Scale(conv(8, 4), nn.ReLU(), conv(4, 8), nn.Sigmoid(), multiply=lambda x, gate: x * gate.expand(x.shape)),
 }  # fmt: skip
 
@@ -194,6 +195,7 @@ def along_the_batch(self: Parallel, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("function", [
     Parallel(along_the_width),
     Parallel(along_the_batch),
+    Scale(conv(8, 4, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.Sigmoid()),
     lambda x: x * torch.sigmoid(x + 1),
     lambda x: x * x.amax((2, 3), keepdim=True).sigmoid(),
     lambda x: x * x.mean(1, keepdim=True).sigmoid(),

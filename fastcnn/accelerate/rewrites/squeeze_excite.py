@@ -105,7 +105,12 @@ def _layers(mul: fx.Node, x: fx.Node, gate: fx.Node) -> tuple[_Layer, _Layer]:
             layers.append(_Layer(node.args[1], (*node.args, None)[2], "identity"))
         elif is_op(node, CONV):
             conv = Conv.of(node)
-            if shape(conv.weight)[2:] != (1, 1) or conv.groups != 1 or conv.residual is not None or any(conv.padding):
+            if (
+                shape(conv.weight)[2:] != (1, 1)
+                or conv.groups != 1
+                or conv.residual is not None
+                or max(conv.padding) > 0
+            ):
                 raise _Left("a layer of it is a grouped, padded or larger convolution, or adds a residual")
             layers.append(_Layer(conv.weight, conv.bias, conv.activation))
     if len(layers) != 2:
