@@ -8,13 +8,13 @@ which the weights of its readers follow; a channel that passes by is not touched
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
 
 from torch import fx
 
 from .channel_orders import Orders, Stuck
 from .channels import channels, emit_cat, emit_slice, is_cat, permutation, slice_of
-from .program import SHUFFLE_CONCAT, is_map, is_op
+from .program import SHUFFLE_CONCAT, Notes, is_map, is_op
 
 MOST_PARTS = 32  # of a concat: beyond, its pieces are too narrow to be copied fast
 
@@ -22,12 +22,12 @@ Channel = tuple[fx.Node, int]
 Run = tuple[fx.Node, int, int]
 
 
-def gather_late(program: fx.GraphModule) -> int:
+def gather_late(program: fx.GraphModule, notes: Notes) -> int:
     """Replace each connected chain in which less moves that way, if all that reads its shuffled values can follow.
 
     Returns: how many shuffles are gone.
     """
-    return sum(_gather(program, region) for region in _regions(program))
+    return sum(_gather(program, region, notes) for region in _regions(program))
 
 
 def _regions(program: fx.GraphModule) -> list[list[fx.Node]]:
@@ -43,8 +43,9 @@ def _regions(program: fx.GraphModule) -> list[list[fx.Node]]:
                 other = owner[x]
                 regions.pop(id(other), None)
                 region = other + region
+                owner.update(dict.fromkeys(region, region))
         regions[id(region)] = region
-        owner.update(dict.fromkeys(region, region))
+        owner[node] = region
     position = {node: i for i, node in enumerate(program.graph.nodes)}
     return [sorted(region, key=position.__getitem__) for region in regions.values()]
 
@@ -87,11 +88,21 @@ def _runs(origin: list[Channel]) -> list[Run]:
     return runs
 
 
-def _gather(program: fx.GraphModule, region: list[fx.Node]) -> int:
+def _places(origin: list[Channel], position: dict[fx.Node, int]) -> list[tuple[int, int, int]]:
+    """What to sort the channels by: their sources in order, a channel's second copy behind all first ones."""
+    copies: Counter[Channel] = Counter()
+    places = []
+    for x, k in origin:
+        places.append((copies[x, k], position[x], k))
+        copies[x, k] += 1
+    return places
+
+
+def _gather(program: fx.GraphModule, region: list[fx.Node], notes: Notes) -> int:
     shuffles = [node for node in region if not is_cat(node) and slice_of(node) is None]
     inside = set(region)
     read = [node for node in region if any(user not in inside for user in node.users)]
-    if not shuffles or not read:
+    if not shuffles or not read or len(region) == 1:
         return 0
     origins = _origins(program, region)
     position = {node: i for i, node in enumerate(program.graph.nodes)}
@@ -99,15 +110,23 @@ def _gather(program: fx.GraphModule, region: list[fx.Node]) -> int:
     for node in read:
         origin, order = origins[node], list(range(channels(node)))
         if len(_runs(origin)) > 1:
-            order.sort(key=lambda k, origin=origin: (position[origin[k][0]], origin[k][1]))
+            order.sort(key=_places(origin, position).__getitem__)
         orders[node], runs[node] = order, _runs([origin[k] for k in order])
     moved = sum(channels(node) for node in region if slice_of(node) is None)
     still = sum(channels(node) for node in read if len(runs[node]) > 1)
     if still >= moved or max(map(len, runs.values())) > MOST_PARTS:
         return 0
     sources = {x for origin in origins.values() for x, _ in origin}
-    stored = _stored(program, inside, sources, orders)
-    if stored is None:
+    kept = [node for node, order in orders.items() if order == list(range(len(order)))]
+    stored = Orders(program, inside, {*sources, *kept})
+    try:
+        for node, order in orders.items():
+            stored.store(node, order)
+        if stored.moves:
+            raise Stuck(stored.moves[0], "would be another order")
+    except Stuck as stuck:
+        for node in shuffles:
+            notes.leave(node, f"moves also what only passes by: {stuck}")
         return 0
     stored.apply()
     for node in read:
@@ -116,17 +135,3 @@ def _gather(program: fx.GraphModule, region: list[fx.Node]) -> int:
     for node in reversed(region):
         program.graph.erase_node(node)
     return len(shuffles)
-
-
-def _stored(
-    program: fx.GraphModule, region: set[fx.Node], sources: Collection[fx.Node], wanted: dict[fx.Node, list[int]]
-) -> Orders | None:
-    """The orders of all values when those of ``wanted`` are stored so; None where something cannot follow."""
-    kept = [node for node, order in wanted.items() if order == list(range(len(order)))]
-    orders = Orders(program, region, {*sources, *kept})
-    try:
-        for node, order in wanted.items():
-            orders.store(node, order)
-    except Stuck:
-        return None
-    return None if orders.moves else orders

@@ -7,7 +7,7 @@ import torch
 from fastcnn.accelerate.capture import capture
 from fastcnn.accelerate.cost import cost
 from fastcnn.accelerate.rewrites.shuffle_order import shuffle_order
-from tests.accelerate.channel_programs import Conv, Net, act, ops_of, rewritten
+from tests.accelerate.channel_programs import Conv, Net, act, ops_of, rewritten, shuffle
 
 paired = torch.ops.fastcnn.channel_shuffle_concat
 
@@ -48,6 +48,16 @@ def test_only_what_a_unit_reads_is_moved(function):
     assert cost(before).launches == cost(program).launches
 
 
+def test_what_is_cut_and_joined_again_is_read_where_it_lies():
+    def function(net, x):
+        first, second = shuffle(x, 3).chunk(2, 1)
+        return net.wide(torch.cat([x, second, first], 1))
+
+    count, program, _ = rewritten(shuffle_order, Net(function, wide=Conv(24, 5)), bitwise=False)
+    assert count == 1
+    assert ops_of(program) == ["cat", "conv_bn_act"]
+
+
 def returned(net, x):
     return units(net, x)
 
@@ -69,16 +79,22 @@ def sources_are_read_in_order(net, x):
     return net.last(y)
 
 
-LEFT = {"returned": (returned, 5), "nothing to save": (one_unit, 1), "a half is returned": (half_is_returned, 5),
-        "a residual keeps the order": (sources_are_read_in_order, 2)}  # fmt: skip
+LEFT = {
+    "returned": (returned, 5, "returned"),
+    "nothing to save": (one_unit, 1, ""),
+    "a half is returned": (half_is_returned, 5, "returned"),
+    "a residual keeps the order": (sources_are_read_in_order, 2, "in two orders"),
+}
 
 
 @pytest.mark.parametrize("name", LEFT)
 def test_it_stays(name):
-    function, shuffles = LEFT[name]
-    count, program, _ = rewritten(shuffle_order, Net(function, **parts()), bitwise=False)
+    function, shuffles, reason = LEFT[name]
+    count, program, left = rewritten(shuffle_order, Net(function, **parts()), bitwise=False)
     assert count == 0
     assert ops_of(program).count("channel_shuffle_concat") == shuffles
+    assert len(left) == (shuffles if reason else 0)
+    assert all(reason in each for each in left)
 
 
 def test_grouped_units_stay():

@@ -108,7 +108,10 @@ STAYS = {
     "producer has another reader": (lambda net, x: with_itself(lambda y: shuffle(y, 3), net.dense(x)), "returned"),
     "producer has a residual": (lambda net, x: shuffle(net.dense(x, x), 3), "from outside"),
     "a sum with the unshuffled": (lambda net, x: net.last(shuffle(x, 3) + x), "from outside"),
-    "cut in two": (lambda net, x: net.wide(torch.cat([x, *shuffle(x, 3).chunk(2, 1)], 1)[:, :24]), "other channels"),
+    "cut in two": (
+        lambda net, x: net.wide(torch.cat([act(x), *map(act, shuffle(x, 3).chunk(2, 1))], 1)),
+        "other channels",
+    ),
     "weights are computed": (
         lambda net, x: torch.ops.fastcnn.conv_bn_act(
             shuffle(x, 3), x[:2, :, :1, :1], None, None, None, None, None, None, [1, 1], [0] * 4, [1, 1], 1, 0.0, "relu"

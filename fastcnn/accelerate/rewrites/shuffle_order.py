@@ -35,7 +35,7 @@ def shuffle_order(program: fx.GraphModule, notes: Notes) -> int:
             gone = _absorb(program, node, order, notes) or _sink(program, node, order)
             count += gone
             again = again or gone > 0
-    return count + gather_late(program)
+    return count + gather_late(program, notes)
 
 
 def _absorb(program: fx.GraphModule, node: fx.Node, order: tuple[int, ...], notes: Notes) -> int:
