@@ -26,6 +26,7 @@ class Bug(NamedTuple):
 
 DEPTHWISE, PLANE = "depthwise_conv2d.kernel.cpp", "depthwise_conv2d_plane.h"
 DIRECT, STORE = "conv_bn_act_direct.kernel.cpp", "conv_bn_act_store.kernel.cpp"
+PROLOGUE = "conv_bn_act_prologue.h"
 BUGS = {
     "activation-tail": Bug(
         "activation",
@@ -104,6 +105,8 @@ BUGS = {
         "y[i * kStreams + s] = x[s * length + i];",
         "y[i * kStreams + s] = x[(kStreams - 1 - s) * length + i];",
     ),
+    "pointwise-gate-of-a-pixel": Bug("pointwise_conv2d", PROLOGUE, "gate + n * C;", "gate;"),
+    "pointwise-gate-of-a-panel": Bug("pointwise_conv2d", PROLOGUE, "prologue.gate[n * C + c]", "prologue.gate[c]"),
     "se-gate": Bug(
         "se_scale",
         "se_scale.kernel.cpp",

@@ -36,6 +36,7 @@ BAD: dict[str, Callable[[str], object]] = {
         ones(d, 1, 4, 6, 6), ones(d, 4, 1, 3, 3), residual=ones(d, 1, 4, 6, 6)
     ),
     "shape-dense": lambda d: ops.conv_bn_act(ones(d, 1, 4, 6, 6), ones(d, 8, 3, 1, 1)),
+    "shape-gate": lambda d: ops.pointwise_conv2d(ones(d, 2, 4, 6, 6), ones(d, 8, 4, 1, 1), gate=ones(d, 4)),
     "shape-vector": lambda d: ops.conv_bn_act(
         ones(d, 1, 4, 6, 6), ones(d, 8, 4, 1, 1), None, None, ones(d, 7), ones(d, 8)
     ),
@@ -52,6 +53,7 @@ MIXED: dict[str, Callable[[str, str], object]] = {
     "weight": lambda d, o: ops.depthwise_conv2d(ones(d, 1, 4, 6, 6), ones(o, 4, 1, 3, 3)),
     "bias": lambda d, o: ops.depthwise_conv2d(ones(d, 1, 4, 6, 6), ones(d, 4, 1, 3, 3), ones(o, 4)),
     "dense": lambda d, o: ops.conv_bn_act(ones(d, 1, 4, 6, 6), ones(o, 8, 4, 1, 1)),
+    "gate": lambda d, o: ops.pointwise_conv2d(ones(d, 1, 4, 6, 6), ones(d, 8, 4, 1, 1), gate=ones(o, 1, 4)),
     "running_var": lambda d, o: ops.conv_bn_act(
         ones(d, 1, 4, 6, 6), ones(d, 8, 4, 1, 1), None, None, ones(d, 8), ones(o, 8)
     ),
