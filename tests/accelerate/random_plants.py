@@ -18,6 +18,8 @@ from fastcnn.accelerate.program import (
     CONV,
     DEPTHWISE,
     MAX_POOL,
+    POINTWISE,
+    SE_GATE,
     SE_SCALE,
     SHUFFLE_CONCAT,
     aten,
@@ -27,7 +29,7 @@ from fastcnn.accelerate.program import (
 from fastcnn.accelerate.rewrites import REWRITES
 from tests.accelerate.random_builder import Recipe
 
-RESIDUAL = {CONV: 7, DEPTHWISE: 3, BATCH_NORM: 5}
+RESIDUAL = {CONV: 7, DEPTHWISE: 3, BATCH_NORM: 5, POINTWISE: 3}
 PADDING, STRIDE = {CONV: 9, DEPTHWISE: 5}, {CONV: 8, DEPTHWISE: 4}
 Change = Callable[[fx.Node], bool]
 
@@ -160,7 +162,8 @@ def _other_ceil(node: fx.Node) -> bool:
 
 
 def _other_gate(node: fx.Node) -> bool:
-    return _set(node, 6, "sigmoid" if node.args[6] == "hardsigmoid" else "hardsigmoid")
+    last = len(node.args) - 1
+    return _set(node, last, "sigmoid" if node.args[last] == "hardsigmoid" else "hardsigmoid")
 
 
 def _fixed_batch(node: fx.Node) -> bool:
@@ -196,16 +199,16 @@ FOLD = "rewrites.fold_batch_norm"
 PLANTS = [
     Plant("eps forgotten", (BATCH_NORM,), _no_eps, "before fold_batch_norm", "BatchNorm2d", quick=True),
     Plant("bias of the convolution forgotten", (CONV,), _no_bias, "before fold_batch_norm", "BatchNorm2d"),
-    Plant("residual dropped", (*CONVS, BATCH_NORM), _no_residual, hint=r"add|\+", quick=True),
+    Plant("residual dropped", (*CONVS, POINTWISE, BATCH_NORM), _no_residual, hint=r"add|\+", quick=True),
     Plant("second reader ignored", (ACTIVATION,), _for_every_reader, "before conv_activation", quick=True),
-    Plant("another activation", (*CONVS, BATCH_NORM, ACTIVATION), _other_kind, hint="elu6|ardswish|SiLU|silu"),
+    Plant("another activation", (*CONVS, POINTWISE, BATCH_NORM, ACTIVATION), _other_kind, hint="elu6|ardswish|SiLU|silu"),
     Plant("shuffle groups swapped", (CHANNEL_SHUFFLE,), _other_groups, hint="huffle|transpose|permute|stack"),
     Plant("concatenated the wrong way", (aten.cat.default, SHUFFLE_CONCAT), _other_order, hint="cat|stack"),
     Plant("SAME on the wrong side", CONVS, _other_side, hint="F.pad", quick=True),
     Plant("stride transposed", CONVS, _square_stride, hint=r"\(2, 1\)"),
     Plant("slice from the first channel", (aten.slice.Tensor,), _from_the_first_channel, hint=r"chunk|split|narrow|\[:"),
     Plant("ceil_mode turned round", (MAX_POOL,), _other_ceil, hint="MaxPool2d"),
-    Plant("another gate", (SE_SCALE,), _other_gate, hint="fc"),
+    Plant("another gate", (SE_SCALE, SE_GATE), _other_gate, hint="fc"),
     Plant("batch size of two", (aten.reshape.default,), _fixed_batch, hint="flatten|view|reshape|mean"),
     Patch("absolute gamma", (), _seen, hint="BatchNorm", function=f"{FOLD}.scale_and_shift", spoiled=_positive_gamma),
     Patch("mean forgotten", (), _seen, hint="BatchNorm", function=f"{FOLD}.scale_and_shift", spoiled=_no_mean),
