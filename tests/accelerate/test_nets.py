@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 import fastcnn
 from fastcnn.accelerate.cost import is_launch
-from fastcnn.accelerate.program import BATCH_NORM, CONV, DEPTHWISE, aten, is_op
+from fastcnn.accelerate.program import BATCH_NORM, CONV, DEPTHWISE, POINTWISE, aten, is_op
 from fastcnn.accelerate.rewrites.normalise import arguments
 from fastcnn.check import AMPLIFIES, IN_FP64
 from fastcnn.cli.demo import labelled_pictures
@@ -24,7 +24,7 @@ from tests.accelerate.nets import NETS, Net
 from tests.parity import FORMATS, FP32_FACTOR, FP32_FLOOR, one_thread
 
 NORMS = (BATCH_NORM, aten.batch_norm, aten._native_batch_norm_legit_no_training)
-CONVS = (CONV, DEPTHWISE, aten.convolution, aten.conv2d)
+CONVS = (CONV, DEPTHWISE, POINTWISE, aten.convolution, aten.conv2d)
 
 
 def error(y: object, truth: object) -> float:
