@@ -2,6 +2,7 @@
 """The command as a whole: exit codes, streams, and no traceback for a person's mistake."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ def test_help_names_every_subcommand(capsys):
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     names = ("info", "list", "summary", "check", "classify", "bench", "demo", "accelerate")
-    assert all(f"\n    {name} " in out for name in names)
+    assert all(re.search(rf"^    {name}\s", out, re.MULTILINE) for name in names)
 
 
 @pytest.mark.parametrize(
