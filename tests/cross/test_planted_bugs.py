@@ -31,14 +31,14 @@ BUGS = {
     "activation-tail": Bug(
         "activation",
         "activation.kernel.cpp",
-        "(V::load(x + i, int(end - i))).store(y + i, int(end - i));",
-        "(V::load(x + i, int(end - i))).store(y + i, int(end - i) - 1);",
+        "over_lanes<V>(count - i, [&]",
+        "over_lanes<V>(count - i - 1, [&]",
     ),
     "activation-backward": Bug(
         "activation",
         "activation.kernel.cpp",
-        "(V::load(grad + i) * functor.derivative(V::load(x + i)))",
-        "(V::load(x + i) * functor.derivative(V::load(grad + i)))",
+        "lanes.load(grad + i) * functor.derivative(lanes.load(x + i))",
+        "lanes.load(x + i) * functor.derivative(lanes.load(grad + i))",
     ),
     "depthwise-not-flipped": Bug("depthwise_conv2d", DEPTHWISE, "w[args.flip ? taps - 1 - t : t]", "w[t]"),
     "depthwise-residual-tail": Bug(
