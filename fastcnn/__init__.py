@@ -16,7 +16,7 @@ def __getattr__(name: str):
     """``fastcnn.nn``, ``create_model`` and ``list_models`` on first use: ``import fastcnn`` alone stays quick."""
     import importlib
 
-    if name in ("accelerate", "nn", "models", "testing", "data", "benchmark"):
+    if name in ("accelerate", "nn", "models", "testing", "data", "benchmark", "onnx"):
         return importlib.import_module(f".{name}", __name__)
     if name in ("create_model", "list_models"):
         return getattr(importlib.import_module(".models", __name__), name)
