@@ -14,7 +14,7 @@ class Conv(nn.Module):
 
     def __init__(self, x, y, kernel=1, stride=1, groups=1, activation="identity", bias=True, dilation=1):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(y, x // groups, kernel, kernel))
+        self.weight = nn.Parameter(torch.randn(y, x // groups, kernel, kernel) / (x // groups * kernel**2) ** 0.5)
         self.bias = nn.Parameter(torch.randn(y)) if bias else None
         self.rest = [[stride] * 2, [dilation * (kernel // 2)] * 4, [dilation] * 2, groups, 0.0, activation]
 

@@ -6,7 +6,7 @@ import torch
 
 from fastcnn.accelerate.capture import capture
 from fastcnn.accelerate.cost import cost
-from fastcnn.accelerate.rewrites.shuffle_order import shuffle_order
+from fastcnn.accelerate.rewrites.channel_gather import channel_gather
 from tests.accelerate.channel_programs import Conv, Net, act, ops_of, rewritten, shuffle
 
 paired = torch.ops.fastcnn.channel_shuffle_concat
@@ -38,7 +38,7 @@ def down(net, x):
 def test_only_what_a_unit_reads_is_moved(function):
     net = Net(function, **parts())
     before = capture(net.double().eval(), (torch.randn(2, 12, 5, 6).double(),)).program
-    count, program, _ = rewritten(shuffle_order, net, bitwise=False)
+    count, program, _ = rewritten(channel_gather, net, bitwise=False)
     assert count == 5
     names = ops_of(program)
     assert "channel_shuffle_concat" not in names
@@ -53,7 +53,7 @@ def test_what_is_cut_and_joined_again_is_read_where_it_lies():
         first, second = shuffle(x, 3).chunk(2, 1)
         return net.wide(torch.cat([x, second, first], 1))
 
-    count, program, _ = rewritten(shuffle_order, Net(function, wide=Conv(24, 5)), bitwise=False)
+    count, program, _ = rewritten(channel_gather, Net(function, wide=Conv(24, 5)), bitwise=False)
     assert count == 1
     assert ops_of(program) == ["cat", "conv_bn_act"]
 
@@ -90,7 +90,7 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 def test_it_stays(name):
     function, shuffles, reason = LEFT[name]
-    count, program, left = rewritten(shuffle_order, Net(function, **parts()), bitwise=False)
+    count, program, left = rewritten(channel_gather, Net(function, **parts()), bitwise=False)
     assert count == 0
     assert ops_of(program).count("channel_shuffle_concat") == shuffles
     assert len(left) == (shuffles if reason else 0)
@@ -99,7 +99,7 @@ def test_it_stays(name):
 
 def test_grouped_units_stay():
     count, program, _ = rewritten(
-        shuffle_order, Net(lambda net, x: net.last(units(net, x)), **parts(groups=3)), bitwise=False
+        channel_gather, Net(lambda net, x: net.last(units(net, x)), **parts(groups=3)), bitwise=False
     )
     assert count == 0
     assert ops_of(program).count("channel_shuffle_concat") == 5

@@ -12,7 +12,6 @@ import math
 
 from torch import fx
 
-from ..channel_gather import gather_late
 from ..channel_orders import Orders, Stuck, check_weights, permute_weights
 from ..channels import channels, inverse, permutation, shuffle_groups
 from ..program import CHANNEL_SHUFFLE, CONV, Conv, Notes, aten, calls, emit, is_map, is_op, only_user, replace, shape
@@ -21,7 +20,6 @@ from ..program import CHANNEL_SHUFFLE, CONV, Conv, Notes, aten, calls, emit, is_
 def shuffle_order(program: fx.GraphModule, notes: Notes) -> int:
     """Remove shuffles and constant orders of channels; where that fails, move them behind what makes the map smaller.
 
-    Of units that shuffle again and again, as ShuffleNetV2's, only the channels that a unit computes with are brought together.
     Returns: how many are gone or moved.
     """
     count = 0
@@ -35,7 +33,7 @@ def shuffle_order(program: fx.GraphModule, notes: Notes) -> int:
             gone = _absorb(program, node, order, notes) or _sink(program, node, order)
             count += gone
             again = again or gone > 0
-    return count + gather_late(program, notes)
+    return count
 
 
 def _absorb(program: fx.GraphModule, node: fx.Node, order: tuple[int, ...], notes: Notes) -> int:

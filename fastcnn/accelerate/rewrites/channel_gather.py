@@ -12,9 +12,9 @@ from collections import Counter
 
 from torch import fx
 
-from .channel_orders import Orders, Stuck
-from .channels import channels, emit_cat, emit_slice, is_cat, permutation, slice_of
-from .program import SHUFFLE_CONCAT, Notes, is_map, is_op
+from ..channel_orders import Orders, Stuck
+from ..channels import channels, emit_cat, emit_slice, is_cat, permutation, slice_of
+from ..program import SHUFFLE_CONCAT, Notes, is_map, is_op
 
 MOST_PARTS = 32  # of a concat: beyond, its pieces are too narrow to be copied fast
 
@@ -22,7 +22,7 @@ Channel = tuple[fx.Node, int]
 Run = tuple[fx.Node, int, int]
 
 
-def gather_late(program: fx.GraphModule, notes: Notes) -> int:
+def channel_gather(program: fx.GraphModule, notes: Notes) -> int:
     """Replace each connected chain in which less moves that way, if all that reads its shuffled values can follow.
 
     Returns: how many shuffles are gone.
