@@ -4,6 +4,9 @@
 A ShuffleNetV2 unit shuffles all its channels, though the next computes with half of them: the others only pass by, to be
 shuffled again. Here each unit's half is put together from where its channels were made, in the order in which they lie there,
 which the weights of its readers follow; a channel that passes by is not touched.
+
+Not among ``REWRITES``: fewer bytes move in as many launches, but on a CPU ``aten.cat`` takes longer over narrow slices of
+channels_last maps than the shuffled concat over all channels.
 """
 
 from __future__ import annotations
