@@ -105,7 +105,7 @@ NETS = [
     _timm("legacy_seresnext50_32x4d", folded=53),
     _timm("seresnext50_32x4d", folded=53),
     _timm("legacy_senet154", folded=157),
-    _tv("densenet121", folded=59, kept=62, why=PRE),
+    _tv("densenet121", folded=59, kept=1, why=PRE),
     _tv("densenet161", folded=79, kept=82, why=PRE),
     _timm("legacy_xception", 96, folded=40, native=299),
     _timm("mobilenetv1_100", folded=27, short=True),
