@@ -63,6 +63,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], dynamic_size: bool = 
             dynamic = False
     if not dynamic:
         exported = _export(model, example, False)
+    _inline_regions(exported)
     if not _make_functional(exported.graph):
         exported = exported.run_decompositions({})
     return _program(exported, dynamic)
@@ -115,6 +116,30 @@ def _has_dynamic_batch(exported: ExportedProgram) -> bool:
                if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor)
                and node.meta["val"].dim() > 1]  # fmt: skip
     return bool(batches) and all(isinstance(batch, torch.SymInt) for batch in batches)
+
+
+def _inline_regions(exported: ExportedProgram) -> None:
+    """``with torch.no_grad()`` and ``with torch.autocast(enabled=False)`` change nothing here: their nodes join the others."""
+    graph = exported.graph
+    for node in list(graph.nodes):
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            continue
+        place = next((i for i, each in enumerate(node.args) if isinstance(each, fx.Node) and each.op == "get_attr"), None)
+        name = node.target.name()
+        if place is None or not (name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not node.args[2])):
+            raise CaptureError(f"accelerate: model cannot be captured: it runs {name}, which no rewrite can look into")
+        inner = getattr(exported.graph_module, node.args[place].target).graph
+        copied = dict(zip((n for n in inner.nodes if n.op == "placeholder"), node.args[place + 1 :], strict=True))
+        with graph.inserting_before(node):
+            for each in inner.nodes:
+                if each.op not in ("placeholder", "output"):
+                    copied[each] = graph.node_copy(each, copied.__getitem__)
+        results = tree_map_only(fx.Node, copied.__getitem__, next(n for n in inner.nodes if n.op == "output").args[0])
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _program(exported: ExportedProgram, dynamic: bool) -> Captured:

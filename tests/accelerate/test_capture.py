@@ -115,3 +115,22 @@ def test_a_layer_called_like_a_part_of_a_program(name: str) -> None:
             return self._modules[name](x)
 
     assert rewritten(Direct(), X)[2] == {"conv_bn_act": 1}
+
+
+def test_regions_without_gradient_or_autocast() -> None:
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x * 2
+        with torch.autocast("cpu", enabled=False):
+            return y.float().relu() + 1
+
+    assert dict(rewritten(Function(forward), X)[2]) == {"mul": 1, "to": 1, "activation": 1, "add": 1}
+
+
+def test_a_region_that_changes_types_is_refused() -> None:
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.conv2d(x, torch.ones(2, 6, 3, 3))
+
+    with pytest.raises(CaptureError, match="wrap_with_autocast"):
+        capture(Function(forward), (X,))
