@@ -58,7 +58,7 @@ def accelerate(
         portable: fold and simplify, but keep ATen's operators alone, for TensorRT, ONNX and mobile.
         cuda_graph: replay one CUDA graph per input shape, of which the last 8 are kept with the memory of their
             activations; inputs are copied in, outputs out. For small batches, where launches cost more than kernels.
-        mapping: names of rewrites to switch off, ``{"sibling_convs": False}``.
+        mapping: names of rewrites to switch, ``{"sibling_convs": False}``.
     Returns: a module that computes what ``model`` does, with ``.report``; ``print`` that.
     Raises: TypeError or ValueError naming the argument; CaptureError (a ValueError) with torch.export's reason and the
         model's line; ToleranceError (a ValueError).
@@ -71,7 +71,7 @@ def accelerate(
     _check_switches(strict=strict, dynamic_size=dynamic_size, require_speedup=require_speedup, portable=portable)
     inputs = _check(model, example, dtype, tolerance)
     _check_cuda_graph(cuda_graph, inputs)
-    mapping = check_mapping(mapping)
+    check_mapping(mapping)
     found = Report(type(model).__name__, dtype=str(dtype or inputs[0].dtype).removeprefix("torch."))
     found.tf32 = torch.backends.cuda.matmul.allow_tf32
     found.threads = torch.get_num_threads()
@@ -89,7 +89,7 @@ def accelerate(
     found.notes += [
         f"the original writes to {name}, which the result does not" for name in verify.written(model, inputs)
     ]
-    found.fused = rewrite(program, mapping)
+    found.fused = rewrite(program, mapping, inputs[0].device.type)
     if portable:
         to_aten(program)
         sweep(program)

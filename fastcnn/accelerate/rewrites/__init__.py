@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from torch import fx
 
 from ..program import Notes, sweep
+from .channel_gather import channel_gather
 from .channel_shuffle import channel_shuffle
 from .conv_activation import conv_activation
 from .depthwise import depthwise
@@ -42,6 +43,7 @@ REWRITES: dict[str, Rewrite] = {
         squeeze_excite,
         channel_shuffle,
         slices,
+        channel_gather,
         shuffle_order,
         sibling_convs,
         operand_norm,
@@ -50,9 +52,11 @@ REWRITES: dict[str, Rewrite] = {
     )
 }
 
+_OFF_ON_CPU = {"channel_gather"}  # moves fewer bytes, and takes longer: aten.cat is slow over narrow slices
 
-def check_mapping(mapping: Mapping[str, bool] | None) -> dict[str, bool]:
-    """``mapping`` with every rewrite in it, True where it does not say.
+
+def check_mapping(mapping: Mapping[str, bool] | None, device: str = "cpu") -> dict[str, bool]:
+    """``mapping`` with every rewrite in it; where it does not say, what is best on ``device``.
 
     Raises: TypeError for what maps no names to bools; ValueError for an unknown name, with the nearest ones.
     """
@@ -63,16 +67,16 @@ def check_mapping(mapping: Mapping[str, bool] | None) -> dict[str, bool]:
         if name not in REWRITES:
             near = difflib.get_close_matches(str(name), REWRITES, n=3) or list(REWRITES)
             raise ValueError(f"accelerate: mapping must name rewrites, got {name!r}; nearest: {', '.join(near)}")
-    return {name: given.get(name, True) for name in REWRITES}
+    return {name: given.get(name, device != "cpu" or name not in _OFF_ON_CPU) for name in REWRITES}
 
 
-def rewrite(program: fx.GraphModule, mapping: Mapping[str, bool] | None = None) -> dict[str, int]:
-    """Run them on ``program``, in place.
+def rewrite(program: fx.GraphModule, mapping: Mapping[str, bool] | None = None, device: str = "cpu") -> dict[str, int]:
+    """Run them on ``program``, in place, those that pay on ``device`` and that ``mapping`` does not switch.
 
     Returns: how often each pattern was replaced.
     """
     notes = Notes()
     normalise(program, notes)
-    counts = {name: REWRITES[name](program, notes) if on else 0 for name, on in check_mapping(mapping).items()}
+    counts = {name: REWRITES[name](program, notes) if on else 0 for name, on in check_mapping(mapping, device).items()}
     sweep(program)
     return counts

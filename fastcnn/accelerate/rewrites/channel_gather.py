@@ -5,8 +5,8 @@ A ShuffleNetV2 unit shuffles all its channels, though the next computes with hal
 shuffled again. Here each unit's half is put together from where its channels were made, in the order in which they lie there,
 which the weights of its readers follow; a channel that passes by is not touched.
 
-Not among ``REWRITES``: fewer bytes move in as many launches, but on a CPU ``aten.cat`` takes longer over narrow slices of
-channels_last maps than the shuffled concat over all channels.
+Off on a CPU: fewer bytes move in as many launches, but ``aten.cat`` takes longer over narrow slices of channels_last maps
+than the shuffled concat over all channels.
 """
 
 from __future__ import annotations
