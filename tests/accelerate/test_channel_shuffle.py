@@ -10,6 +10,7 @@ from fastcnn.accelerate.channels import inverse, shuffle_groups, shuffled
 from fastcnn.accelerate.program import Notes, sweep
 from fastcnn.accelerate.rewrites.channel_shuffle import channel_shuffle
 from fastcnn.accelerate.rewrites.normalise import normalise
+from tests.accelerate import captured
 from tests.accelerate.channel_programs import Net, act, ops_of, rewritten, shuffle
 
 
@@ -229,3 +230,14 @@ def test_orders_of_channels():
     assert shuffle_groups((0, 2, 1, 3)) == 2
     assert shuffle_groups((1, 0, 2, 3)) is None
     assert shuffle_groups((0, 0)) is None
+
+
+def test_a_chain_behind_a_chain() -> None:
+    """The source of the second is what the first became."""
+
+    def forward(x):
+        w = x[:, 1:]
+        s = torch.stack([w[:, 1:], w[:, :1]], 2).flatten(1, 2)
+        return s.view(-1, 2, 1, *x.shape[2:]).transpose(1, 2).contiguous().view(s.shape[0], -1, *x.shape[2:])
+
+    assert captured.rewritten(captured.Function(forward), torch.randn(2, 3, 5, 6), channel_shuffle)[1] == [2]

@@ -60,13 +60,16 @@ def channel_shuffle(program: fx.GraphModule, notes: Notes) -> int:
         if is_map(node):
             replace(program, node, x if groups == 1 else emit(program, node, CHANNEL_SHUFFLE, (x, groups)))
             count += 1
+    moved: dict[fx.Node, fx.Node] = {}  # ends of earlier chains, which later ones start from
     for chain in _replaceable(_chains(program, notes)):
+        chain = chain._replace(sources=[moved.get(x, x) for x in chain.sources])
         new = _emit_order(program, chain)
         if new is None:
             if is_op(chain.end, *INDEXING) and sorted(chain.order) == list(range(len(chain.order))):
                 notes.leave(chain.end, "a constant order of the channels, but no shuffle")
             continue
         replace(program, chain.end, new)
+        moved[chain.end] = new
         count += 1
     for node in calls(program, CHANNEL_SHUFFLE):
         joined = node.args[0]
