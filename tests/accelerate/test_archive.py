@@ -148,7 +148,7 @@ def test_saving_again_gives_the_same_bytes(saved, tmp_path):
     torch.randn(3, 4, 1, 1).to(memory_format=torch.channels_last), torch.randn(6, 1, 3, 3), torch.zeros(0, 3), torch.ones(()),
     torch.arange(6).view(2, 3).t(), torch.tensor([True, False]), torch.randn(4, 4).bfloat16(), torch.randn(9)[2:5],
     torch.empty_strided((3, 4, 1, 1), (4, 1, 4, 4)).zero_(),
-], ids=str)  # fmt: skip
+], ids=lambda tensor: f"{list(tensor.shape)}-{tensor.stride()}-{tensor.dtype}")  # fmt: skip
 def test_every_weight(tensor, tmp_path):
     graph = fx.Graph()
     graph.output((graph.create_node("get_attr", "w"),))
