@@ -39,6 +39,7 @@ _TAGGED: dict[str, dict[str, Any]] = {
 _DEEPEST = 24
 _LARGEST_INT = 2**63 - 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_NAME = re.compile(r"[0-9]+|[A-Za-z0-9_]+(-[A-Za-z0-9_]+)+")  # torch.fx reads these by getattr, in quotes
 _TYPES = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 
 
@@ -260,8 +261,8 @@ def is_name(text: Any) -> bool:
 
 
 def is_path(text: Any) -> bool:
-    """Whether it is a dotted name of a weight: names, or the numbers of a Sequential."""
-    return isinstance(text, str) and all(is_name(part) or re.fullmatch("[0-9]+", part) for part in text.split("."))
+    """Whether it is a dotted name of a weight: names, numbers (Sequential), words with dashes (torchvision's RegNet)."""
+    return isinstance(text, str) and all(is_name(part) or _NO_NAME.fullmatch(part) for part in text.split("."))
 
 
 def _at(place: str, function: Callable, *args: Any) -> Any:

@@ -123,6 +123,7 @@ CASES = {
     "weight not listed": (lambda d: d["weights"].pop(), "1 stored weights are not listed: .'head.scale'."),
     "weight is a method": (lambda d: d["weights"][0].update(name="forward"), "weight 0.*is not among"),
     "weight path": (lambda d: d["weights"][0].update(name="a.__class__.b"), "weight 0 .*plain dotted name"),
+    "weight quote": (lambda d: d["weights"][0].update(name='a-b").x'), "weight 0 .*plain dotted name"),
     "weight twice": (lambda d: d["weights"].append(d["weights"][0]), "plain dotted name of its own"),
     "weight kind": (lambda d: d["weights"][0].update(kind="code"), "a kind of"),
     "shared with a later one": (lambda d: d["weights"][4].update(same_as="head.scale"), "the same as an earlier weight"),
