@@ -50,7 +50,8 @@ class Accelerated(nn.Module):
 
     An ordinary module: ``state_dict``, ``deepcopy``, ``.to``, ``torch.compile`` and threads work. Its weights are copies,
     with batch norm folded in: what happens to the original's later does not reach them. Inputs may have another floating
-    dtype than the weights; the result has that of the input.
+    dtype than the weights; the result has that of the input. No gradient passes where an op for inference stands
+    (RuntimeError): who needs that of the input switches ``operand_gate`` and ``operand_norm`` off by ``mapping``.
 
     Attributes:
         program: the rewritten graph, of ``torch.ops.fastcnn`` and ATen operators.

@@ -163,3 +163,27 @@ def test_saved_and_loaded(fast: nn.Module, tmp_path: Path) -> None:
         loaded(torch.randn(1, 3, 8, 8))
     loaded.save(tmp_path / "again.fastcnn")
     assert (tmp_path / "again.fastcnn").read_bytes() == (tmp_path / "net.fastcnn").read_bytes()
+
+
+class Gated(nn.Module):
+    """A squeeze-and-excitation in front of a 1x1 convolution: inference ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.expand, self.project = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.project(x * gate)
+
+
+def test_the_gradient_of_the_input() -> None:
+    net, x = Gated().eval(), torch.randn(2, 8, 5, 5, requires_grad=True)
+    fast = fastcnn.accelerate(net, x)
+    assert "fastcnn.pointwise_conv2d" in targets(fast)
+    with pytest.raises(RuntimeError, match="pointwise_conv2d|se_gate"):
+        fast(x).sum().backward()
+    fast = fastcnn.accelerate(net, x, mapping={"operand_gate": False})
+    (got,) = torch.autograd.grad(fast(x).sum(), x)
+    (wanted,) = torch.autograd.grad(net(x).sum(), x)
+    torch.testing.assert_close(got, wanted)
