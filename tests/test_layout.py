@@ -15,7 +15,7 @@ from fastcnn.ops._register import REFERENCES, overload
 ROOT = Path(__file__).resolve().parents[1]
 STEMS = sorted({re.sub("_(backward|train|concat)$", "", op) for op in SCHEMAS})
 CODE = (".py", ".h", ".cpp", ".cuh", ".cu")
-NOT_AN_OP = {"csrc/cpu": {"gemm", "isa", "library", "parallel", "tensor"}, "csrc/cuda": {"epilogue", "vec"}}
+NOT_AN_OP = {"csrc/cpu": {"gemm", "isa", "library", "parallel", "run_plan", "tensor"}, "csrc/cuda": {"epilogue", "vec"}}
 NOT_A_MODEL = {"__init__", "blocks", "features", "inception_blocks", "inputs", "registry", "weights"}
 
 

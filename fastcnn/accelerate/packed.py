@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from .buffers import grow
+from .plan import plan
 from .program import ACTIVATION, CONV, Conv, is_op, shape, tensor_of
 
 _KINDS: dict[str, tuple[str, list[float]]] = {
@@ -48,18 +49,20 @@ def _version(weight: Tensor) -> int:
 
 def pack(program: fx.GraphModule) -> Packed:
     """``program`` for this machine's CPU, on the same weights. A weight that is replaced by another object is not noticed."""
+    given = [tensor_of(program, node) for node in program.graph.nodes if node.op == "get_attr"]
+    planned = plan(program)
+    if planned is not None:
+        program = planned.program
     onednn = _available()
     chosen = {node for node in program.graph.nodes if onednn and is_op(node, CONV) and _serves(program, Conv.of(node))}
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     tensors: dict[str, Tensor] = {}
-    weights = []
-    for node in program.graph.nodes:
+    for i, node in enumerate(program.graph.nodes):
         if node in chosen:
             conv = Conv.of(node)
-            weights.append(tensor_of(program, conv.weight))
-            tensors[f"packed_{len(weights)}"] = _reorder(conv, weights[-1])
-            copied[node] = _call(graph, conv, copied, graph.create_node("get_attr", f"packed_{len(weights)}"))
+            tensors[f"packed_{i}"] = _reorder(conv, tensor_of(program, conv.weight))
+            copied[node] = _call(graph, conv, copied, graph.create_node("get_attr", f"packed_{i}"))
         elif node.op == "output":
             graph.output(fx.map_arg(node.args[0], copied.__getitem__))
         else:
@@ -72,7 +75,7 @@ def pack(program: fx.GraphModule) -> Packed:
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
     found = _module({name: tensor for name, tensor in tensors.items() if name in used}, graph)
     grow(found)
-    return Packed(_bound(found), weights, [_version(weight) for weight in weights])
+    return Packed(_bound(found), given, [_version(weight) for weight in given])
 
 
 def _available() -> bool:

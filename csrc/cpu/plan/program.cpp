@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "program.h"
+
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "../../common/shape.h"
+
+namespace fastcnn {
+namespace plan {
+namespace {
+
+constexpr int64_t kMostExtent = 1 << 24;
+constexpr int64_t kMostCount = 1 << 20;  // of values and steps
+constexpr int64_t kMostGroup = 64;
+constexpr int kActivations = int(Activation::kSigmoid) + 1;
+
+template <typename T> constexpr int64_t words_of() { return int64_t(sizeof(T) / sizeof(int64_t)); }
+
+[[noreturn]] void refuse(const std::string& what) { throw std::runtime_error("fastcnn: run_plan: program " + what); }
+
+class Checker {
+ public:
+  Checker(const Header& header, const Value* values) : header_(header), values_(values) {}
+
+  void check_values() {
+    for (int64_t i = 0; i < header_.values; ++i) {
+      index_ = i;
+      check_value(values_[i]);
+    }
+  }
+
+  void check_step(int64_t index, const Step& step, int64_t words) {
+    index_ = index;
+    switch (step.op) {
+      case Op::kPointwise: return check(sized<PointwiseArgs>(step, words));
+      case Op::kConv: return check(sized<ConvArgs>(step, words));
+      case Op::kDepthwise: return check(sized<DepthwiseArgs>(step, words));
+      case Op::kGlobalPool: return check(sized<GlobalPoolArgs>(step, words));
+      case Op::kPool: return check(sized<PoolArgs>(step, words));
+      case Op::kElementwise: return check(sized<ElementwiseArgs>(step, words));
+      case Op::kShuffle: return check(sized<ShuffleArgs>(step, words));
+      case Op::kCount: break;
+    }
+    refuse("names an unknown step, " + std::to_string(int64_t(step.op)) + ", at step " + std::to_string(index));
+  }
+
+ private:
+  void need(bool condition, const char* what) const {
+    if (!condition) refuse("is malformed at number " + std::to_string(index_) + ": " + what);
+  }
+
+  template <typename Args> const Args& sized(const Step& step, int64_t words) const {
+    need(words == words_of<Args>(), "the step has another length than its kind");
+    return step.args<Args>();
+  }
+
+  void check_value(const Value& v) const {
+    need(v.C > 0 && v.H > 0 && v.W > 0 && v.C <= kMostExtent && v.H <= kMostExtent && v.W <= kMostExtent,
+         "the extents of a value");
+    need(v.channel >= 0 && v.pixel <= kMostExtent && v.channel <= v.pixel - v.C, "the channels of a value");
+    switch (v.place) {
+      case Place::kArena:
+        need(v.index == 0 && v.buffer >= 0 && v.buffer % kAlignment == 0 && v.buffer <= header_.arena, "a value's buffer");
+        return need(fits(v.H * v.W, v.pixel, header_.arena - v.buffer), "a value lies outside the arena");
+      case Place::kInput:
+      case Place::kPicture:
+        return need(v.index >= 0 && v.index < header_.inputs && v.buffer == 0, "a value's input");
+      case Place::kOutput:
+        return need(v.index >= 0 && v.index < header_.outputs && v.buffer == 0, "a value's output");
+    }
+    need(false, "a value's place");
+  }
+
+  // a b <= most, without overflow: a < 2^48, most <= kMostFloats
+  static bool fits(int64_t a, int64_t b, int64_t most) { return a == 0 || b <= most / a; }
+
+  const Value& any(int64_t i) const {
+    need(i >= 0 && i < header_.values, "a step names a value that does not exist");
+    return values_[i];
+  }
+  const Value& read(int64_t i) const {
+    const Value& v = any(i);
+    need(v.place != Place::kPicture, "only a convolution reads a picture");
+    return v;
+  }
+  const Value& written(int64_t i) const {
+    const Value& v = read(i);
+    need(v.place != Place::kInput, "a step writes into an input");
+    return v;
+  }
+  void same_map(const Value& a, const Value& b) const {
+    need(a.C == b.C && a.H == b.H && a.W == b.W, "two maps of a step differ in shape");
+  }
+  void vector(int64_t i, int64_t channels) const {
+    if (i == kNone) return;
+    const Value& v = read(i);
+    need(v.C == channels && v.H == 1 && v.W == 1, "a vector of a step has another size than the channels");
+  }
+  void residual(int64_t i, const Value& y) const {
+    if (i != kNone) same_map(read(i), y);
+  }
+  void activation(int64_t kind) const { need(kind >= 0 && kind < kActivations, "an unknown activation"); }
+
+  void blob(int64_t offset, int64_t outer, int64_t inner) const {
+    need(offset >= 0 && offset % kAlignment == 0 && offset <= header_.weights && fits(outer, inner, header_.weights - offset),
+         "weights lie outside the blob");
+  }
+  void optional_blob(int64_t offset, int64_t count) const {
+    if (offset != kNone) blob(offset, padded(count), 1);
+  }
+  int64_t padded(int64_t channels) const { return ceil_div(channels, header_.lanes) * header_.lanes; }
+
+  void window(const Value& x, const Value& y, const int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+              int64_t pad_top, int64_t pad_left, int64_t dilation_h, int64_t dilation_w) const {
+    for (const int64_t extent : {kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w})
+      need(extent > 0 && extent <= kMostExtent, "a window's extents");
+    need(fits(kernel_h, kernel_w, kMostExtent) && fits(kernel_h, dilation_h, kMostExtent) && fits(kernel_w, dilation_w, kMostExtent),
+         "a window's extents");
+    need(kernel_h <= kMostKernel, "a window's extents");
+    need(pad_top >= 0 && pad_left >= 0 && pad_top <= kMostExtent && pad_left <= kMostExtent, "a window's padding");
+    need(fits(stride_h, y.H, 2 * kMostExtent) && fits(stride_w, y.W, 2 * kMostExtent), "a window's stride");
+    (void)x;
+  }
+
+  void check(const PointwiseArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    need(x.H == y.H && x.W == y.W, "a pointwise step changes the size of the map");
+    residual(a.residual, y);
+    vector(a.gate, x.C);
+    blob(a.weight, x.C, padded(y.C));
+    optional_blob(a.bias, y.C);
+    optional_blob(a.scale, x.C);
+    optional_blob(a.shift, x.C);
+    activation(a.prologue_);
+    activation(a.activation_);
+  }
+
+  void check(const ConvArgs& a) const {
+    const Value &x = any(a.x), &y = written(a.y);
+    window(x, y, a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.dilation_h, a.dilation_w);
+    need(a.groups > 0 && x.C % a.groups == 0 && y.C % a.groups == 0, "groups that do not divide the channels");
+    residual(a.residual, y);
+    const int64_t vectors = a.groups * padded(y.C / a.groups);
+    need(fits(a.kernel_h * a.kernel_w, x.C / a.groups, kMostFloats), "a window's extents");
+    blob(a.weight, a.kernel_h * a.kernel_w * (x.C / a.groups), vectors);
+    optional_blob(a.bias, vectors);
+    activation(a.activation_);
+  }
+
+  void check(const DepthwiseArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    need(x.C == y.C, "a depthwise step changes the channels");
+    window(x, y, a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.dilation_h, a.dilation_w);
+    residual(a.residual, y);
+    if (a.sums != kNone) written(a.sums), vector(a.sums, y.C);
+    blob(a.weight, a.kernel_h * a.kernel_w, padded(x.C));
+    optional_blob(a.bias, y.C);
+    activation(a.activation_);
+  }
+
+  void check(const GlobalPoolArgs& a) const {
+    const Value& x = read(a.x);
+    written(a.y), vector(a.y, x.C);
+  }
+
+  void check(const PoolArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    need(x.C == y.C, "a pool changes the channels");
+    need(a.kind >= Pool::kMax && a.kind <= Pool::kMeanOfValid, "an unknown pool");
+    window(x, y, a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, 1, 1);
+  }
+
+  void check(const ElementwiseArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    same_map(x, y);
+    need(a.kind >= Binary::kNone && a.kind <= Binary::kMultiply && (a.kind == Binary::kNone) == (a.other == kNone), "an unknown elementwise step");
+    if (a.other != kNone) {
+      const Value& other = read(a.other);
+      if (other.H == 1 && other.W == 1) vector(a.other, x.C);
+      else same_map(other, x);
+    }
+    optional_blob(a.scale, x.C);
+    optional_blob(a.shift, x.C);
+    activation(a.activation_);
+  }
+
+  void check(const ShuffleArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    need(x.H == y.H && x.W == y.W, "a shuffle changes the size of the map");
+    if (a.second != kNone) {
+      same_map(x, read(a.second));
+      need(a.groups == 2 && y.C == 2 * x.C, "a shuffle of two maps");
+    } else {
+      need(a.groups > 0 && x.C == y.C && x.C % a.groups == 0, "the groups of a shuffle");
+    }
+  }
+
+  const Header& header_;
+  const Value* values_;
+  int64_t index_ = 0;
+};
+
+}  // namespace
+
+Program Program::parse(const int64_t* words, int64_t count, int64_t lanes, int64_t weights) {
+  static_assert(sizeof(Value) == 8 * sizeof(int64_t) && sizeof(StepHead) == 2 * sizeof(int64_t), "as words.py writes them");
+  if (count < words_of<Header>()) refuse("is shorter than its header");
+  const Header& header = *reinterpret_cast<const Header*>(words);
+  if (header.magic != kMagic) refuse("does not begin as one does");
+  if (header.version != kVersion)
+    refuse("is of version " + std::to_string(header.version) + ", this build runs version " + std::to_string(kVersion));
+  if (header.lanes != lanes)
+    refuse("is packed for vectors of " + std::to_string(header.lanes) + " floats, this processor runs " + std::to_string(lanes) +
+           ": pack it again");
+  for (const int64_t number : {header.inputs, header.outputs, header.values, header.steps})
+    if (number < 1 || number > kMostCount) refuse("has a header with impossible counts");
+  if (header.arena < 0 || header.arena > kMostFloats || header.arena % kAlignment != 0) refuse("has an impossible arena");
+  if (header.group < 1 || header.group > kMostGroup) refuse("has an impossible group of images");
+  if (header.weights != weights)
+    refuse("wants " + std::to_string(header.weights) + " floats of weights, got " + std::to_string(weights));
+  const int64_t first_step = words_of<Header>() + header.values * words_of<Value>();
+  if (count < first_step) refuse("is shorter than its values");
+
+  Program program{&header, reinterpret_cast<const Value*>(words + words_of<Header>()), {}};
+  Checker checker(header, program.values);
+  checker.check_values();
+  program.steps.reserve(size_t(header.steps));
+  int64_t at = first_step;
+  for (int64_t i = 0; i < header.steps; ++i) {
+    if (count - at < words_of<StepHead>()) refuse("is shorter than its steps");
+    const StepHead& head = *reinterpret_cast<const StepHead*>(words + at);
+    if (head.words < words_of<StepHead>() || head.words > count - at) refuse("is shorter than its steps");
+    const Step step{head.op, words + at + words_of<StepHead>()};
+    checker.check_step(i, step, head.words - words_of<StepHead>());
+    program.steps.push_back(step);
+    at += head.words;
+  }
+  if (at != count) refuse("is longer than its steps");
+  return program;
+}
+
+}  // namespace plan
+}  // namespace fastcnn

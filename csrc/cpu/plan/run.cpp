@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// Two ways to share the work. Where the batch has an image for every thread, each thread takes whole images through the
+// network on its own, `group` at a time: no barrier, and maps that stay in its cache whatever the batch. What is left of
+// the batch (all of it when there are fewer images than threads) goes through the network step by step, every step shared by
+// all threads, with a barrier behind it.
+#include "run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <stdexcept>
+#include <mutex>
+#include <new>
+#include <cstdlib>
+
+#include "../isa.h"
+#include "../parallel.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastcnn {
+namespace plan {
+namespace {
+
+// Memory of finished calls, for the next: fresh pages would cost more than the arithmetic on them. Every call that runs at
+// the same time takes a block of its own.
+class Blocks {
+ public:
+  struct Block {
+    float* memory = nullptr;
+    int64_t floats = 0;
+  };
+
+  Block take(int64_t floats) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      auto best = free_.end();
+      for (auto it = free_.begin(); it != free_.end(); ++it)
+        if (it->floats >= floats && (best == free_.end() || it->floats < best->floats)) best = it;
+      if (best != free_.end()) {
+        const Block found = *best;
+        free_.erase(best);
+        return found;
+      }
+    }
+    return allocate(floats);
+  }
+
+  void give_back(Block block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.size() == kKept) {
+      auto smallest = std::min_element(free_.begin(), free_.end(), [](const Block& a, const Block& b) { return a.floats < b.floats; });
+      if (smallest->floats < block.floats) std::swap(*smallest, block);
+      std::free(block.memory);
+      return;
+    }
+    free_.push_back(block);
+  }
+
+ private:
+  static constexpr size_t kKept = 4;
+  static constexpr size_t kPage = 2 << 20;  // a huge page
+
+  static Block allocate(int64_t floats) {
+    const size_t bytes = (size_t(floats) * sizeof(float) / kPage + 1) * kPage;
+    void* memory = std::aligned_alloc(kPage, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    return {static_cast<float*>(memory), int64_t(bytes / sizeof(float))};
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> free_;
+};
+
+Blocks& blocks() {
+  static Blocks* kept = new Blocks;  // never destroyed: a thread may still run at exit
+  return *kept;
+}
+
+class Held {
+ public:
+  explicit Held(int64_t floats) : block_(blocks().take(floats)) {}
+  ~Held() { blocks().give_back(block_); }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  float* memory() const { return block_.memory; }
+
+ private:
+  Blocks::Block block_;
+};
+
+Map resolve(const Value& v, const std::vector<External>& inputs, const std::vector<External>& outputs, float* arena,
+            int64_t first, int64_t images) {
+  if (v.place == Place::kArena)
+    return {arena + v.buffer * images + v.channel, images, v.H, v.W, v.C, v.H * v.W * v.pixel, v.W * v.pixel, v.pixel, 1};
+  const External& e = (v.place == Place::kOutput ? outputs : inputs)[size_t(v.index)];
+  return {e.data + first * e.image + v.channel * e.channel, images, v.H, v.W, v.C, e.image, e.row, e.pixel, e.channel};
+}
+
+struct Need {
+  int64_t scratch = 0, shared = 0;
+};
+
+class Run {
+ public:
+  Run(const Program& program, const std::vector<External>& inputs, const std::vector<External>& outputs, const float* weights,
+      int64_t images, double* seconds)
+      : program_(program), inputs_(inputs), outputs_(outputs), weights_(weights), images_(images), seconds_(seconds), kernels_(active_kernels()) {}
+
+  void operator()() {
+    const int threads = int(std::max<int64_t>(1, thread_count()));
+    const int64_t each = images_ / threads, left = images_ - each * threads;
+    const int64_t group = std::min(program_.header->group, each);
+    Need alone, together;
+    if (each > 0) alone = need(group, 1);
+    if (left > 0) together = need(left, threads);
+    if (left > 0 && threads > 1) together = most(together, need(left, 1));
+    const int64_t own = aligned(group * program_.header->arena) + aligned(std::max(alone.scratch, together.scratch)) + aligned(alone.shared);
+    const int64_t common = aligned(left * program_.header->arena) + aligned(together.shared);
+    const Held held(own * threads + common);
+    Barrier barrier(threads);
+    Muster muster(threads);
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t rank = begin; rank < end; ++rank) {
+        float* arena = held.memory() + common + rank * own;
+        float* scratch = arena + aligned(group * program_.header->arena);
+        float* shared = scratch + aligned(std::max(alone.scratch, together.scratch));
+        for (int64_t done = 0; done < each; done += group)
+          steps(rank * each + done, std::min(group, each - done), arena, scratch, shared, Team{}, rank == 0 ? seconds_ : nullptr);
+      }
+      if (left == 0) return;
+      float* scratch = held.memory() + common + begin * own + aligned(group * program_.header->arena);
+      float* shared = held.memory() + aligned(left * program_.header->arena);
+      double* seconds = begin == 0 ? seconds_ : nullptr;
+      const bool whole = end - begin == threads;  // this thread has to do all ranks' work
+      if (whole || (begin == 0 && !muster.lead())) steps(threads * each, left, held.memory(), scratch, shared, Team{}, seconds);
+      else if (begin == 0 || muster.join())
+        steps(threads * each, left, held.memory(), scratch, shared, Team{int(begin), threads, &barrier}, seconds);
+    });
+  }
+
+ private:
+  std::vector<Map> maps(int64_t first, int64_t images, float* arena) const {
+    std::vector<Map> found(size_t(program_.header->values));
+    for (size_t i = 0; i < found.size(); ++i) found[i] = resolve(program_.values[i], inputs_, outputs_, arena, first, images);
+    return found;
+  }
+
+  static Need most(const Need& a, const Need& b) { return {std::max(a.scratch, b.scratch), std::max(a.shared, b.shared)}; }
+
+  Need need(int64_t images, int threads) const {
+    const std::vector<Map> shapes = maps(0, images, nullptr);
+    Need most;
+    for (const Step& step : program_.steps) {
+      const Call call{step, shapes.data(), weights_, nullptr, nullptr, Team{0, threads, nullptr}};
+      const Kernel& kernel = kernels_.of[int(step.op)];
+      most.scratch = std::max(most.scratch, kernel.scratch(call));
+      most.shared = std::max(most.shared, kernel.shared(call));
+    }
+    return most;
+  }
+
+  void steps(int64_t first, int64_t images, float* arena, float* scratch, float* shared, const Team& team, double* seconds) const {
+    using Clock = std::chrono::steady_clock;
+    const std::vector<Map> resolved = maps(first, images, arena);
+    Clock::time_point before = seconds ? Clock::now() : Clock::time_point();
+    for (size_t i = 0; i < program_.steps.size(); ++i) {
+      kernels_.of[int(program_.steps[i].op)].run({program_.steps[i], resolved.data(), weights_, scratch, shared, team});
+      team.wait();
+      if (seconds == nullptr) continue;
+      const Clock::time_point now = Clock::now();
+      seconds[i] += std::chrono::duration<double>(now - before).count();
+      before = now;
+    }
+  }
+
+  const Program& program_;
+  const std::vector<External>&inputs_, &outputs_;
+  const float* weights_;
+  const int64_t images_;
+  double* seconds_;
+  const Kernels& kernels_;
+};
+
+}  // namespace
+
+const Kernels& active_kernels() {
+#if FASTCNN_BUILD_X86
+  switch (active_isa()) {
+    case Isa::kAvx512: return avx512::plan_kernels();
+    case Isa::kAvx2: return avx2::plan_kernels();
+    case Isa::kPlain: break;
+  }
+#endif
+  return plain::plan_kernels();
+}
+
+void run(const Program& program, const std::vector<External>& inputs, const std::vector<External>& outputs, const float* weights,
+         int64_t images, double* seconds) {
+  if (images > 0) Run(program, inputs, outputs, weights, images, seconds)();
+}
+
+}  // namespace plan
+}  // namespace fastcnn

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan under construction: buffers, the views of them that steps name, the steps, the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .arena import Lifetime, place
+from .weights import Blob
+from .words import MAGIC, NONE, READS, VERSION, WRITES, Header, Place, Value, encode, values_of
+
+
+@dataclass
+class Buffer:
+    """Memory of one map: a range of the arena, an input or an output."""
+
+    place: Place
+    index: int
+    size: int
+
+
+@dataclass(frozen=True)
+class View:
+    """Channels ``[channel, channel + C)`` of a buffer whose pixels hold ``pixel``; a vector is a map of one pixel."""
+
+    buffer: int
+    channel: int
+    C: int
+    H: int
+    W: int
+    pixel: int
+
+    @property
+    def whole(self) -> bool:
+        return self.channel == 0 and self.C == self.pixel
+
+    def slice(self, start: int, end: int) -> View:
+        return replace(self, channel=self.channel + start, C=end - start)
+
+
+class StepNote(NamedTuple):
+    """What the profile says about a step, per image."""
+
+    name: str
+    layer: str
+    macs: int
+    bytes: int
+
+
+class Plan(NamedTuple):
+    """What ``run_plan`` takes, and a note for each step."""
+
+    program: Tensor
+    weights: Tensor
+    output_shapes: list[int]
+    notes: list[StepNote]
+    arena: int
+
+
+class Builder:
+    def __init__(self, lanes: int) -> None:
+        self.blob = Blob(lanes)
+        self.buffers: list[Buffer] = []
+        self.values: list[View] = []
+        self.steps: list = []
+        self.notes: list[StepNote] = []
+        self.inputs = 0
+        self.output_shapes: list[list[int]] = []
+        self._numbers: dict[View, int] = {}
+
+    def map(self, C: int, H: int = 1, W: int = 1) -> View:
+        """A new buffer in the arena."""
+        self.buffers.append(Buffer(Place.ARENA, 0, C * H * W))
+        return View(len(self.buffers) - 1, 0, C, H, W, C)
+
+    def input(self, shape: Sequence[int], picture: bool) -> View:
+        """The next input, of this shape without the batch."""
+        channels, height, width = (*shape, 1, 1)[:3]
+        self.buffers.append(Buffer(Place.PICTURE if picture else Place.INPUT, self.inputs, math.prod(shape)))
+        self.inputs += 1
+        return View(len(self.buffers) - 1, 0, channels, height, width, channels)
+
+    def make_output(self, view: View, shape: Sequence[int]) -> None:
+        """The next output is ``view``: its buffer becomes the output where it is all of one, else it is copied."""
+        buffer = self.buffers[view.buffer]
+        if buffer.place is Place.ARENA and view.whole and buffer.size == view.C * view.H * view.W:
+            buffer.place, buffer.index = Place.OUTPUT, len(self.output_shapes)
+        else:
+            self.buffers.append(Buffer(Place.OUTPUT, len(self.output_shapes), view.C * view.H * view.W))
+            copied = View(len(self.buffers) - 1, 0, view.C, view.H, view.W, view.C)
+            self.copy(view, copied, "output")
+        self.output_shapes.append([len(shape), *shape])
+
+    def copy(self, source: View, to: View, layer: str) -> None:
+        from .words import Binary, Elementwise
+
+        step = Elementwise(self.number(source), NONE, self.number(to), Binary.NONE, NONE, NONE, 0)
+        self.add(step, StepNote("copy", layer, 0, 8 * to.C * to.H * to.W))
+
+    def number(self, view: View | None) -> int:
+        """The value of the program that stands for ``view``."""
+        if view is None:
+            return NONE
+        if view not in self._numbers:
+            self._numbers[view] = len(self.values)
+            self.values.append(view)
+        return self._numbers[view]
+
+    def add(self, step: object, note: StepNote) -> None:
+        self.steps.append(step)
+        self.notes.append(note)
+
+    def finish(self, group: int = 1) -> Plan:
+        lives: dict[int, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            for value in values_of(step, READS) + values_of(step, WRITES):
+                lives.setdefault(self.values[value].buffer, []).append(i)
+        in_arena = [b for b in lives if self.buffers[b].place is Place.ARENA]
+        offsets, arena = place([Lifetime(self.buffers[b].size, min(lives[b]), max(lives[b])) for b in in_arena])
+        offset_of = dict(zip(in_arena, offsets, strict=True))
+        values = []
+        for view in self.values:
+            buffer = self.buffers[view.buffer]
+            values.append(Value(buffer.place, buffer.index, offset_of.get(view.buffer, 0), view.channel, view.C, view.H,
+                                view.W, view.pixel))  # fmt: skip
+        header = Header(MAGIC, VERSION, self.blob.lanes, self.inputs, len(self.output_shapes), len(values),
+                        len(self.steps), arena, self.blob.size, group)  # fmt: skip
+        shapes = [extent for shape in self.output_shapes for extent in shape]
+        return Plan(encode(header, values, self.steps), self.blob.tensor(), shapes, self.notes, arena)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program as the CPU runs it: every run of operators that a plan serves is one ``run_plan`` call."""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from ..._library import isa_active
+from ..program import CONV, is_op
+from . import concats
+from .builder import Builder, Plan
+from .lowering import PICTURE_CHANNELS, Lowering, lower
+from .op import AVAILABLE
+from .segments import segments
+from .supports import Shapes, image_shapes, reason_against
+
+
+class Planned(NamedTuple):
+    """A module that holds plans, and what the report says about it."""
+
+    program: fx.GraphModule
+    plans: list[Plan]
+    reasons: dict[str, str]  # name of each node that no plan serves: why
+
+
+def lanes() -> int:
+    """Floats of a vector of the CPU kernels in use."""
+    return {"avx512": 16, "avx2": 8}.get(isa_active(), 4)
+
+
+def plan(program: fx.GraphModule) -> Planned | None:
+    """``program`` with plans in it, on copies of its weights; None where no part of it is worth one, or nothing runs them."""
+    if not AVAILABLE:
+        return None
+    shapes = image_shapes(program)
+    reasons = {}
+    served = set()
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        reason = reason_against(program, node, shapes)
+        if reason is None:
+            served.add(node)
+        else:
+            reasons[node.name] = reason
+    parts = segments(program.graph, served)
+    if not parts:
+        return None
+    plans = [_build(program, nodes, shapes) for nodes in parts]
+    return Planned(_rebuilt(program, parts, plans, shapes), [each for each, _, _ in plans], reasons)
+
+
+def _build(program: fx.GraphModule, nodes: list[fx.Node], shapes: Shapes) -> tuple[Plan, list[fx.Node], list[fx.Node]]:
+    """The plan of these nodes, the nodes that it takes and those that it gives."""
+    inside = set(nodes)
+    inputs: list[fx.Node] = []
+    for node in nodes:
+        inputs += [
+            each for each in node.all_input_nodes if each not in inside and each.op != "get_attr" and each not in inputs
+        ]
+    outputs = [node for node in nodes if any(user not in inside for user in node.users)]
+    builder = Builder(lanes())
+    low = Lowering(program, shapes, builder)
+    for node in inputs:
+        low.views[node] = builder.input(shapes[node], _is_picture(node, inside, shapes))
+    concats.assign(nodes, low)
+    for node in nodes:
+        lower(node, low)
+    for node in outputs:
+        builder.make_output(low.views[node], shapes[node])
+    return builder.finish(), inputs, outputs
+
+
+def _is_picture(node: fx.Node, inside: set[fx.Node], shapes: Shapes) -> bool:
+    """Whether only k x k convolutions read ``node``, in whatever order its values lie."""
+    if len(shapes[node]) != 3 or shapes[node][0] > PICTURE_CHANNELS:
+        return False
+    users = [user for user in node.users if user in inside]
+    through = [user for user in users if is_op(user, torch.ops.aten.contiguous.default)]
+    readers = [user for user in users if user not in through] + [each for user in through for each in user.users]
+    return all(
+        each in inside and is_op(each, CONV) and each.args[0] in (node, *through) and _has_window(each)
+        for each in readers
+    )
+
+
+def _has_window(conv: fx.Node) -> bool:
+    return conv.args[7] is None and tuple(conv.args[1].meta["val"].shape[2:]) != (1, 1)
+
+
+def _rebuilt(program: fx.GraphModule, parts: list[list[fx.Node]], plans: list, shapes: Shapes) -> fx.GraphModule:
+    graph = fx.Graph()
+    root = torch.nn.Module()
+    copied: dict[fx.Node, fx.Node] = {}
+    part_of = {node: i for i, nodes in enumerate(parts) for node in nodes}
+    waiting = list(range(len(parts)))
+
+    def emit(i: int) -> None:
+        built, inputs, outputs = plans[i]
+        for name, tensor in (("program", built.program), ("weights", built.weights)):
+            object.__setattr__(root, f"{name}_{i}", tensor)
+        constants = [graph.create_node("get_attr", f"{name}_{i}") for name in ("program", "weights")]
+        call = graph.call_function(
+            torch.ops.fastcnn.run_plan.default, ([copied[each] for each in inputs], *constants, built.output_shapes)
+        )
+        for j, node in enumerate(outputs):
+            copied[node] = graph.call_function(operator.getitem, (call, j))
+            copied[node].meta = dict(node.meta)
+        waiting.remove(i)
+
+    for node in program.graph.nodes:
+        for i in list(waiting):  # as soon as all it takes is there
+            if all(each in copied for each in plans[i][1]):
+                emit(i)
+        if node in part_of:
+            continue
+        if node.op == "output":
+            graph.output(fx.map_arg(node.args[0], copied.__getitem__))
+            continue
+        if node.op == "get_attr":
+            object.__setattr__(root, f"tensor_{len(copied)}", _tensor(program, node.target))
+            copied[node] = graph.create_node("get_attr", f"tensor_{len(copied)}")
+        else:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+        copied[node].meta = dict(node.meta)
+    graph.eliminate_dead_code()
+    return fx.GraphModule(root, graph)
+
+
+def _tensor(program: fx.GraphModule, target: str) -> Tensor:
+    found = program
+    for part in target.split("."):
+        found = getattr(found, part)
+    return found.detach()
