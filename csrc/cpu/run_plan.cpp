@@ -36,9 +36,12 @@ External dense(const Tensor& x) {  // not from the strides: those of an extent o
   return {static_cast<float*>(const_cast<void*>(x.const_data_ptr())), H * W * C, W * C, C, 1};
 }
 
-void check_extents(const char* what, int64_t index, const Value& v, int64_t C, int64_t H, int64_t W) {
-  STD_TORCH_CHECK(v.H == H && v.W == W && (v.place == Place::kPicture ? v.channel == 0 && v.C == C : v.pixel == C), "fastcnn: run_plan: ", what, " ", index,
-                  " must be [N, ", v.pixel, ", ", v.H, ", ", v.W, "] as in the program, got [N, ", C, ", ", H, ", ", W, "]");
+// A value of an input or output has the tensor's own pixels, or all of an image as one.
+void check_extents(const char* what, const Value& v, int64_t C, int64_t H, int64_t W) {
+  const bool own = v.H == H && v.W == W && (v.place == Place::kPicture ? v.channel == 0 && v.C == C : v.pixel == C);
+  const bool flat = v.place != Place::kPicture && v.H == 1 && v.W == 1 && v.pixel == C * H * W;
+  STD_TORCH_CHECK(own || flat, "fastcnn: run_plan: ", what, " ", v.index, " must be [N, ", v.pixel, ", ", v.H, ", ", v.W,
+                  "] as in the program, got [N, ", C, ", ", H, ", ", W, "]");
 }
 
 struct Plan {
@@ -74,11 +77,11 @@ Plan prepare(const std::vector<Tensor>& inputs, const Tensor& program, const Ten
   }
   for (int64_t i = 0; i < header.values; ++i) {
     const Value& v = found.program.values[i];
-    if (v.place == Place::kArena) continue;
+    if (v.place == Place::kArena || v.place == Place::kKept) continue;
     const bool output = v.place == Place::kOutput;
     const Tensor& x = (output ? found.outputs : found.inputs)[size_t(v.index)];
     const bool map = x.dim() == 4;
-    check_extents(output ? "output" : "input", v.index, v, x.size(1), map ? x.size(2) : 1, map ? x.size(3) : 1);
+    check_extents(output ? "output" : "input", v, x.size(1), map ? x.size(2) : 1, map ? x.size(3) : 1);
   }
   return found;
 }

@@ -144,7 +144,7 @@ def left(program: fx.GraphModule) -> list[Left]:
     return sorted(found.values(), key=lambda each: -each.count)
 
 
-_LIBRARY = {"mkldnn": "oneDNN, packed weights"}
+_LIBRARY = {"mkldnn": "oneDNN, packed weights", "fastcnn.run_plan": "cpu, many operators in one call"}
 
 
 def operators(fast: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, dict[str, Any]]:
@@ -157,8 +157,9 @@ def operators(fast: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, dict[str
             if namespace is not None:
                 name = str(target).removesuffix(".default")
                 if name not in found:
+                    ours = namespace == "fastcnn" and name not in _LIBRARY
                     backend = (
-                        explain(target, *args).backend if namespace == "fastcnn" else _LIBRARY.get(namespace, "torch")
+                        explain(target, *args).backend if ours else _LIBRARY.get(name, _LIBRARY.get(namespace, "torch"))
                     )
                     found[name] = {"count": 0, "backend": backend}
                 found[name]["count"] += 1

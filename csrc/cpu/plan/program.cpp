@@ -62,8 +62,11 @@ class Checker {
     need(v.channel >= 0 && v.pixel <= kMostExtent && v.channel <= v.pixel - v.C, "the channels of a value");
     switch (v.place) {
       case Place::kArena:
-        need(v.index == 0 && v.buffer >= 0 && v.buffer % kAlignment == 0 && v.buffer <= header_.arena, "a value's buffer");
-        return need(fits(v.H * v.W, v.pixel, header_.arena - v.buffer), "a value lies outside the arena");
+      case Place::kKept: {
+        const int64_t memory = v.place == Place::kArena ? header_.arena : header_.kept;
+        need(v.index == 0 && v.buffer >= 0 && v.buffer % kAlignment == 0 && v.buffer <= memory, "a value's buffer");
+        return need(fits(v.H * v.W, v.pixel, memory - v.buffer), "a value lies outside the arena");
+      }
       case Place::kInput:
       case Place::kPicture:
         return need(v.index >= 0 && v.index < header_.inputs && v.buffer == 0, "a value's input");
@@ -78,6 +81,7 @@ class Checker {
 
   const Value& any(int64_t i) const {
     need(i >= 0 && i < header_.values, "a step names a value that does not exist");
+    need(index_ < header_.early || values_[i].place != Place::kArena, "a late step names memory of a single image");
     return values_[i];
   }
   const Value& read(int64_t i) const {
@@ -216,7 +220,9 @@ Program Program::parse(const int64_t* words, int64_t count, int64_t lanes, int64
            ": pack it again");
   for (const int64_t number : {header.inputs, header.outputs, header.values, header.steps})
     if (number < 1 || number > kMostCount) refuse("has a header with impossible counts");
-  if (header.arena < 0 || header.arena > kMostFloats || header.arena % kAlignment != 0) refuse("has an impossible arena");
+  for (const int64_t floats : {header.arena, header.kept})
+    if (floats < 0 || floats > kMostFloats || floats % kAlignment != 0) refuse("has an impossible arena");
+  if (header.early < 0 || header.early > header.steps) refuse("has an impossible number of early steps");
   if (header.group < 1 || header.group > kMostGroup) refuse("has an impossible group of images");
   if (header.weights != weights)
     refuse("wants " + std::to_string(header.weights) + " floats of weights, got " + std::to_string(weights));

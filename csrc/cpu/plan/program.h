@@ -29,18 +29,21 @@ constexpr int64_t kMostFloats = 1LL << 40;  // of anything: products of checked 
 struct Header {
   int64_t magic, version, lanes;  // of the packed weights: Vec<float>::kLanes of the instruction set
   int64_t inputs, outputs, values, steps;
-  int64_t arena;    // floats of one image
-  int64_t weights;  // floats of the blob
-  int64_t group;    // images that a thread carries through the network together
+  int64_t arena, kept;  // floats of one image
+  int64_t weights;      // floats of the blob
+  // A thread that has images of its own takes the first `early` steps image by image, for their maps are large, and the
+  // others with `group` images at once, for their weights are.
+  int64_t early, group;
 };
 
-// kPicture: an input as the caller laid it out, NCHW or not; only a convolution reads it.
-enum class Place : int64_t { kArena, kInput, kOutput, kPicture };
+// kArena: memory of one image at a time, which early steps alone may name. kKept: of the images of a group. kPicture: an
+// input as the caller laid it out, NCHW or not; only a convolution reads it.
+enum class Place : int64_t { kArena, kKept, kInput, kOutput, kPicture };
 
 struct Value {
   Place place;
   int64_t index;    // of the input or output
-  int64_t buffer;   // in the arena: where the pixels begin
+  int64_t buffer;   // in the arena or the kept memory: where the pixels begin
   int64_t channel;  // the first one, of the `pixel` floats of a pixel
   int64_t C, H, W;
   int64_t pixel;

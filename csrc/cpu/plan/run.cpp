@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Two ways to share the work. Where the batch has an image for every thread, each thread takes whole images through the
-// network on its own, `group` at a time: no barrier, and maps that stay in its cache whatever the batch. What is left of
+// network on its own: no barrier, and maps that stay in its cache whatever the batch. What is left of
 // the batch (all of it when there are fewer images than threads) goes through the network step by step, every step shared by
 // all threads, with a barrier behind it.
 #include "run.h"
@@ -94,12 +94,24 @@ class Held {
   Blocks::Block block_;
 };
 
-Map resolve(const Value& v, const std::vector<External>& inputs, const std::vector<External>& outputs, float* arena,
-            int64_t first, int64_t images) {
-  if (v.place == Place::kArena)
-    return {arena + v.buffer * images + v.channel, images, v.H, v.W, v.C, v.H * v.W * v.pixel, v.W * v.pixel, v.pixel, 1};
+// Images [first, first + images) of the batch, which are those from `inside` on of a group.
+struct Images {
+  int64_t first, images, inside, group;
+};
+
+struct Memory {
+  float *arena, *kept, *scratch, *shared;
+};
+
+Map resolve(const Value& v, const std::vector<External>& inputs, const std::vector<External>& outputs, const Memory& memory,
+            const Images& of) {
+  const int64_t image = v.H * v.W * v.pixel;
+  if (v.place == Place::kArena || v.place == Place::kKept) {
+    float* data = v.place == Place::kArena ? memory.arena + v.buffer * of.images : memory.kept + v.buffer * of.group + of.inside * image;
+    return {data + v.channel, of.images, v.H, v.W, v.C, image, v.W * v.pixel, v.pixel, 1};
+  }
   const External& e = (v.place == Place::kOutput ? outputs : inputs)[size_t(v.index)];
-  return {e.data + first * e.image + v.channel * e.channel, images, v.H, v.W, v.C, e.image, e.row, e.pixel, e.channel};
+  return {e.data + of.first * e.image + v.channel * e.channel, of.images, v.H, v.W, v.C, e.image, e.row, e.pixel, e.channel};
 }
 
 struct Need {
@@ -113,64 +125,72 @@ class Run {
       : program_(program), inputs_(inputs), outputs_(outputs), weights_(weights), images_(images), seconds_(seconds), kernels_(active_kernels()) {}
 
   void operator()() {
+    const Header& header = *program_.header;
     const int threads = int(std::max<int64_t>(1, thread_count()));
     const int64_t each = images_ / threads, left = images_ - each * threads;
-    const int64_t group = std::min(program_.header->group, each);
-    Need alone, together;
-    if (each > 0) alone = need(group, 1);
-    if (left > 0) together = need(left, threads);
-    if (left > 0 && threads > 1) together = most(together, need(left, 1));
-    const int64_t own = aligned(group * program_.header->arena) + aligned(std::max(alone.scratch, together.scratch)) + aligned(alone.shared);
-    const int64_t common = aligned(left * program_.header->arena) + aligned(together.shared);
+    const int64_t group = std::min(header.group, each);
+    const Need alone = each > 0 ? most(need(0, header.early, 1, 1), need(header.early, header.steps, group, 1)) : Need{};
+    const Need together = left > 0 ? most(need(0, header.steps, left, threads), need(0, header.steps, left, 1)) : Need{};
+    // every thread: arena of an image, kept memory of a group, scratch; then the team's
+    const int64_t scratch = aligned(std::max(alone.scratch, together.scratch));
+    const int64_t own = (each > 0 ? header.arena : 0) + group * header.kept + aligned(alone.shared) + scratch;
+    const int64_t common = left * (header.arena + header.kept) + aligned(together.shared);
     const Held held(own * threads + common);
     Barrier barrier(threads);
     Muster muster(threads);
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t rank = begin; rank < end; ++rank) {
-        float* arena = held.memory() + common + rank * own;
-        float* scratch = arena + aligned(group * program_.header->arena);
-        float* shared = scratch + aligned(std::max(alone.scratch, together.scratch));
-        for (int64_t done = 0; done < each; done += group)
-          steps(rank * each + done, std::min(group, each - done), arena, scratch, shared, Team{}, rank == 0 ? seconds_ : nullptr);
-      }
-      if (left == 0) return;
-      float* scratch = held.memory() + common + begin * own + aligned(group * program_.header->arena);
-      float* shared = held.memory() + aligned(left * program_.header->arena);
+      const auto cut = [&](int64_t rank) {
+        float* at = held.memory() + rank * own;
+        float* kept = at + scratch + (each > 0 ? header.arena : 0);
+        return Memory{at + scratch, kept, at, kept + group * header.kept};
+      };
       double* seconds = begin == 0 ? seconds_ : nullptr;
+      for (int64_t rank = begin; rank < end; ++rank)
+        for (int64_t done = 0; done < each; done += group)
+          alone_through(rank * each + done, std::min(group, each - done), cut(rank), rank == 0 ? seconds : nullptr);
+      if (left == 0) return;
+      float* shared = held.memory() + threads * own;
+      const Memory memory{shared, shared + left * header.arena, cut(begin).scratch, shared + left * (header.arena + header.kept)};
+      const Images rest{threads * each, left, 0, left};
       const bool whole = end - begin == threads;  // this thread has to do all ranks' work
-      if (whole || (begin == 0 && !muster.lead())) steps(threads * each, left, held.memory(), scratch, shared, Team{}, seconds);
-      else if (begin == 0 || muster.join())
-        steps(threads * each, left, held.memory(), scratch, shared, Team{int(begin), threads, &barrier}, seconds);
+      if (whole || (begin == 0 && !muster.lead())) steps(0, header.steps, rest, memory, Team{}, seconds);
+      else if (begin == 0 || muster.join()) steps(0, header.steps, rest, memory, Team{int(begin), threads, &barrier}, seconds);
     });
   }
 
  private:
-  std::vector<Map> maps(int64_t first, int64_t images, float* arena) const {
+  std::vector<Map> maps(const Images& of, const Memory& memory) const {
     std::vector<Map> found(size_t(program_.header->values));
-    for (size_t i = 0; i < found.size(); ++i) found[i] = resolve(program_.values[i], inputs_, outputs_, arena, first, images);
+    for (size_t i = 0; i < found.size(); ++i) found[i] = resolve(program_.values[i], inputs_, outputs_, memory, of);
     return found;
   }
 
   static Need most(const Need& a, const Need& b) { return {std::max(a.scratch, b.scratch), std::max(a.shared, b.shared)}; }
 
-  Need need(int64_t images, int threads) const {
-    const std::vector<Map> shapes = maps(0, images, nullptr);
-    Need most;
-    for (const Step& step : program_.steps) {
-      const Call call{step, shapes.data(), weights_, nullptr, nullptr, Team{0, threads, nullptr}};
-      const Kernel& kernel = kernels_.of[int(step.op)];
-      most.scratch = std::max(most.scratch, kernel.scratch(call));
-      most.shared = std::max(most.shared, kernel.shared(call));
+  Need need(int64_t begin, int64_t end, int64_t images, int threads) const {
+    const std::vector<Map> shapes = maps({0, images, 0, images}, {});
+    Need found;
+    for (int64_t i = begin; i < end; ++i) {
+      const Call call{program_.steps[size_t(i)], shapes.data(), weights_, nullptr, nullptr, Team{0, threads, nullptr}};
+      const Kernel& kernel = kernels_.of[int(call.step.op)];
+      found = most(found, {kernel.scratch(call), kernel.shared(call)});
     }
-    return most;
+    return found;
   }
 
-  void steps(int64_t first, int64_t images, float* arena, float* scratch, float* shared, const Team& team, double* seconds) const {
+  void alone_through(int64_t first, int64_t images, const Memory& memory, double* seconds) const {
+    const Header& header = *program_.header;
+    for (int64_t i = 0; i < images; ++i) steps(0, header.early, {first + i, 1, i, images}, memory, Team{}, seconds);
+    steps(header.early, header.steps, {first, images, 0, images}, memory, Team{}, seconds);
+  }
+
+  void steps(int64_t begin, int64_t end, const Images& of, const Memory& memory, const Team& team, double* seconds) const {
     using Clock = std::chrono::steady_clock;
-    const std::vector<Map> resolved = maps(first, images, arena);
+    const std::vector<Map> resolved = maps(of, memory);
     Clock::time_point before = seconds ? Clock::now() : Clock::time_point();
-    for (size_t i = 0; i < program_.steps.size(); ++i) {
-      kernels_.of[int(program_.steps[i].op)].run({program_.steps[i], resolved.data(), weights_, scratch, shared, team});
+    for (int64_t i = begin; i < end; ++i) {
+      const Step& step = program_.steps[size_t(i)];
+      kernels_.of[int(step.op)].run({step, resolved.data(), weights_, memory.scratch, memory.shared, team});
       team.wait();
       if (seconds == nullptr) continue;
       const Clock::time_point now = Clock::now();

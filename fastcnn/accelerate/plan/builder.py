@@ -14,6 +14,9 @@ from .arena import Lifetime, place
 from .weights import Blob
 from .words import MAGIC, NONE, READS, VERSION, WRITES, Header, Place, Value, encode, values_of
 
+CACHE = 1 << 20  # bytes of L2 that maps may take
+MOST_IMAGES = 8
+
 
 @dataclass
 class Buffer:
@@ -49,7 +52,8 @@ class StepNote(NamedTuple):
     name: str
     layer: str
     macs: int
-    bytes: int
+    bytes: int  # of maps and weights
+    weights: int  # bytes
 
 
 class Plan(NamedTuple):
@@ -100,7 +104,7 @@ class Builder:
         from .words import Binary, Elementwise
 
         step = Elementwise(self.number(source), NONE, self.number(to), Binary.NONE, NONE, NONE, 0)
-        self.add(step, StepNote("copy", layer, 0, 8 * to.C * to.H * to.W))
+        self.add(step, StepNote("copy", layer, 0, 8 * to.C * to.H * to.W, 0))
 
     def number(self, view: View | None) -> int:
         """The value of the program that stands for ``view``."""
@@ -115,20 +119,47 @@ class Builder:
         self.steps.append(step)
         self.notes.append(note)
 
-    def finish(self, group: int = 1) -> Plan:
+    def finish(self) -> Plan:
         lives: dict[int, list[int]] = {}
         for i, step in enumerate(self.steps):
             for value in values_of(step, READS) + values_of(step, WRITES):
                 lives.setdefault(self.values[value].buffer, []).append(i)
-        in_arena = [b for b in lives if self.buffers[b].place is Place.ARENA]
-        offsets, arena = place([Lifetime(self.buffers[b].size, min(lives[b]), max(lives[b])) for b in in_arena])
-        offset_of = dict(zip(in_arena, offsets, strict=True))
+        early, group = split(self.notes)
+        for b, steps in lives.items():
+            if self.buffers[b].place is Place.ARENA and max(steps) >= early:
+                self.buffers[b].place = Place.KEPT
+        offset_of: dict[int, int] = {}
+        sizes = {}
+        for memory in (Place.ARENA, Place.KEPT):
+            inside = [b for b in lives if self.buffers[b].place is memory]
+            offsets, sizes[memory] = place(
+                [Lifetime(self.buffers[b].size, min(lives[b]), max(lives[b])) for b in inside]
+            )
+            offset_of |= zip(inside, offsets, strict=True)
         values = []
         for view in self.values:
             buffer = self.buffers[view.buffer]
             values.append(Value(buffer.place, buffer.index, offset_of.get(view.buffer, 0), view.channel, view.C, view.H,
                                 view.W, view.pixel))  # fmt: skip
         header = Header(MAGIC, VERSION, self.blob.lanes, self.inputs, len(self.output_shapes), len(values),
-                        len(self.steps), arena, self.blob.size, group)  # fmt: skip
+                        len(self.steps), sizes[Place.ARENA], sizes[Place.KEPT], self.blob.size, early, group)  # fmt: skip
         shapes = [extent for shape in self.output_shapes for extent in shape]
+        arena = sizes[Place.ARENA] + sizes[Place.KEPT]
         return Plan(encode(header, values, self.steps), self.blob.tensor(), shapes, self.notes, arena)
+
+
+def split(notes: list[StepNote]) -> tuple[int, int]:
+    """How many steps a thread takes image by image, and how many images it takes through the others at once.
+
+    The weights of a late layer come from far for every image, so several images share them, as long as their maps stay
+    in the L2 cache. Of all places to begin with that, the one that saves most weights.
+    """
+    best, most, largest, later = (len(notes), 1), 0.0, 1, 0
+    for i in reversed(range(len(notes))):
+        largest = max(largest, notes[i].bytes - notes[i].weights)
+        later += notes[i].weights
+        group = min(MOST_IMAGES, CACHE // largest)
+        saved = later * (1 - 1 / group) if group > 1 else 0.0
+        if saved > most:
+            best, most = (i, group), saved
+    return best

@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import fx
 
 from ..program import aten, is_op
-from .lowering import FREE, Lowering
+from .lowering import FREE
+from .state import Lowering
 
 
 def assign(nodes: list[fx.Node], low: Lowering) -> None:

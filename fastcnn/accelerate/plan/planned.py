@@ -13,9 +13,10 @@ from ..._library import isa_active
 from ..program import CONV, is_op
 from . import concats
 from .builder import Builder, Plan
-from .lowering import PICTURE_CHANNELS, Lowering, lower
+from .lowering import lower
 from .op import AVAILABLE
 from .segments import segments
+from .state import PICTURE_CHANNELS, Lowering
 from .supports import Shapes, image_shapes, reason_against
 
 

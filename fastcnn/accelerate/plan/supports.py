@@ -157,8 +157,12 @@ _CHECKS: dict[Any, Any] = {
 
 
 def image_shapes(program: fx.GraphModule) -> Shapes:
-    """Of every float32 map ``[N, C, H, W]`` and vector ``[N, C]`` of fixed extents: its shape without the batch."""
+    """Of every float32 map ``[N, C, H, W]`` and vector ``[N, C]`` of fixed extents: its shape without the batch.
+
+    The batch is that of the first input; what has another one is left out.
+    """
     found = {}
+    batch = None
     for node in program.graph.nodes:
         if is_op(node, SE_SCALE) and node.args[0] in found:
             found[node] = found[node.args[0]]
@@ -170,7 +174,18 @@ def image_shapes(program: fx.GraphModule) -> Shapes:
             or val.dim() not in (2, 4)
         ):
             continue
+        if batch is None:
+            batch = val.shape[0]
+        if not _same(val.shape[0], batch):
+            continue
         extents = [extent if isinstance(extent, int) else extent.node.maybe_as_int() for extent in val.shape[1:]]
         if all(extent is not None for extent in extents):
             found[node] = tuple(extents)
     return found
+
+
+def _same(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Without a guard on a symbol."""
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
+        return a.node.expr == b.node.expr
+    return not isinstance(a, torch.SymInt) and not isinstance(b, torch.SymInt) and a == b

@@ -19,9 +19,10 @@ ACTIVATIONS = ("identity", "relu", "relu6", "hardswish", "hardsigmoid", "silu", 
 
 class Place(IntEnum):
     ARENA = 0
-    INPUT = 1
-    OUTPUT = 2
-    PICTURE = 3
+    KEPT = 1
+    INPUT = 2
+    OUTPUT = 3
+    PICTURE = 4
 
 
 class Pool(IntEnum):
@@ -46,7 +47,9 @@ class Header:
     values: int
     steps: int
     arena: int
+    kept: int
     weights: int
+    early: int
     group: int
 
 

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions, linear layers and the gates between them as steps of a plan."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from ..program import SE_GATE, SE_SCALE, Conv, arguments, is_op
+from .builder import View
+from .state import Lowering
+from .words import ACTIVATIONS, NONE, Binary, Depthwise, Elementwise, GlobalPool, Pointwise
+from .words import Conv as ConvStep
+
+
+def padding_of(padding: tuple[int, ...], size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
+               dilation: tuple[int, int]) -> tuple[int, int, int, int]:  # fmt: skip
+    """(left, right, top, bottom), TensorFlow's SAME resolved for this size."""
+    if padding[0] >= 0 or padding[0] != -1:
+        return tuple(padding)
+    ends = []
+    for i in (1, 0):
+        wanted = (math.ceil(size[i] / stride[i]) - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - size[i]
+        ends += [max(wanted, 0) // 2, max(wanted, 0) - max(wanted, 0) // 2]
+    return tuple(ends)
+
+
+def conv(low: Lowering, node: fx.Node) -> None:
+    conv = Conv.of(node)
+    weight, bias = low.tensor(conv.weight), low.tensor(conv.bias)
+    x = low.view(conv.x)
+    y = low.result(node)
+    _, _, kernel_h, kernel_w = weight.shape
+    left, _, top, _ = padding_of(conv.padding, (x.H, x.W), (kernel_h, kernel_w), conv.stride, conv.dilation)
+    macs = weight.numel() * y.H * y.W
+    reads = (x, low.view(conv.residual))
+    if (kernel_h, kernel_w, *conv.stride, conv.groups) == (1, 1, 1, 1, 1) and (x.H, x.W) == (y.H, y.W):
+        step = Pointwise(low.builder.number(x), low.builder.number(y), low.number(conv.residual), NONE,
+                         low.builder.blob.matrix(weight.flatten(1)), low.vector(bias), NONE, NONE, 0,
+                         ACTIVATIONS.index(conv.activation))  # fmt: skip
+    else:
+        # [O, C / G, kH, kW] -> [G][O / G][kH kW C / G]: channels innermost, as the map has them
+        packed = weight.permute(0, 2, 3, 1).reshape(conv.groups, weight.shape[0] // conv.groups, -1)
+        step = ConvStep(low.builder.number(x), low.builder.number(y), low.number(conv.residual),
+                        low.builder.blob.groups(packed), low.vector(bias, conv.groups), kernel_h, kernel_w,
+                        *conv.stride, top, left, *conv.dilation, conv.groups, ACTIVATIONS.index(conv.activation))  # fmt: skip
+    low.add(node, step, macs, reads, weight.numel())
+
+
+def depthwise(low: Lowering, node: fx.Node) -> None:
+    a = arguments(node)
+    weight, bias = low.tensor(a["weight"]), low.tensor(a["bias"])
+    x, y = low.view(a["x"]), low.result(node)
+    kernel = tuple(weight.shape[2:])
+    left, _, top, _ = padding_of(a["padding"], (x.H, x.W), kernel, a["stride"], a["dilation"])
+    sums = NONE
+    if any(_squeezes(user, node) for user in node.users):
+        sums = low.builder.number(low.builder.map(y.C))
+    step = Depthwise(low.builder.number(x), low.builder.number(y), low.number(a["residual"]), sums,
+                     low.builder.blob.matrix(weight.flatten(1)), low.vector(bias), *kernel, *a["stride"], top, left,
+                     *a["dilation"], ACTIVATIONS.index(a["activation"]))  # fmt: skip
+    low.add(node, step, weight.numel() * y.H * y.W, (x, low.view(a["residual"])), weight.numel())
+    low.sums[node] = sums if sums != NONE else None
+
+
+def _squeezes(user: fx.Node, node: fx.Node) -> bool:
+    return is_op(user, SE_GATE, SE_SCALE) and user.args[0] is node
+
+
+def _gate(low: Lowering, node: fx.Node) -> View:
+    """The scales of squeeze-and-excitation: two linear layers on the means."""
+    a = arguments(node)
+    x = low.view(a["x"])
+    w1, w2 = low.tensor(a["w1"]).flatten(1), low.tensor(a["w2"]).flatten(1)
+    sums = low.sums.get(a["x"])
+    if sums is None:
+        pooled = low.builder.map(x.C)
+        sums = low.builder.number(pooled)
+        low.add(node, GlobalPool(low.builder.number(x), sums), 0, (x,), name="squeeze")
+    else:
+        w1 = w1 / (x.H * x.W)
+    hidden, gate = low.builder.map(w1.shape[0]), low.builder.map(w2.shape[0])
+    for source, to, weight, bias, kind in ((sums, hidden, w1, a["b1"], a["activation"]),
+                                           (low.builder.number(hidden), gate, w2, a["b2"], a["gate"])):  # fmt: skip
+        step = Pointwise(source, low.builder.number(to), NONE, NONE, low.builder.blob.matrix(weight),
+                         low.vector(low.tensor(bias)), NONE, NONE, 0, ACTIVATIONS.index(kind))  # fmt: skip
+        low.add(node, step, weight.numel(), (), weight.numel(), "excite")
+    return gate
+
+
+def se_gate(low: Lowering, node: fx.Node) -> None:
+    low.views[node] = _gate(low, node)
+
+
+def se_scale(low: Lowering, node: fx.Node) -> None:
+    gate = _gate(low, node)
+    x, y = low.view(node.args[0]), low.result(node)
+    step = Elementwise(low.builder.number(x), low.builder.number(gate), low.builder.number(y), Binary.MULTIPLY, NONE,
+                       NONE, 0)  # fmt: skip
+    low.add(node, step, 0, (x,))
+
+
+def pointwise(low: Lowering, node: fx.Node) -> None:
+    a = arguments(node)
+    weight = low.tensor(a["weight"])
+    y = low.result(node)
+    step = Pointwise(low.number(a["x"]), low.builder.number(y), low.number(a["residual"]), low.number(a["gate"]),
+                     low.builder.blob.matrix(weight.flatten(1)), low.vector(low.tensor(a["bias"])),
+                     low.vector(low.tensor(a["scale"])), low.vector(low.tensor(a["shift"])),
+                     ACTIVATIONS.index(a["prologue"]), ACTIVATIONS.index(a["activation"]))  # fmt: skip
+    low.add(node, step, weight.numel() * y.H * y.W, (low.view(a["x"]), low.view(a["residual"])), weight.numel())
+
+
+def linear(low: Lowering, node: fx.Node) -> None:
+    x, weight, bias = (*node.args, None)[:3]
+    matrix = low.tensor(weight)
+    map_shape = low.flattened.get(x)
+    if map_shape is not None:  # the columns follow the channels-last order of the map
+        matrix = matrix.reshape(-1, *map_shape).permute(0, 2, 3, 1).flatten(1)
+    y = low.result(node)
+    step = Pointwise(low.number(x), low.builder.number(y), NONE, NONE, low.builder.blob.matrix(matrix),
+                     low.vector(low.tensor(bias)), NONE, NONE, 0, 0)  # fmt: skip
+    low.add(node, step, matrix.numel(), (low.view(x),), matrix.numel(), "linear")

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the lowerings of a plan's nodes share."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from ..program import tensor_of
+from .builder import Builder, StepNote, View
+from .words import NONE
+
+PICTURE_CHANNELS = 4  # up to as many, the first convolution reads an input as it lies
+
+
+class Lowering:
+    """The state of one lowering: where the result of every node is."""
+
+    def __init__(self, program: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], builder: Builder) -> None:
+        self.program = program
+        self.shapes = shapes  # of one image
+        self.builder = builder
+        self.views: dict[fx.Node, View] = {}
+        self.places: dict[fx.Node, View] = {}  # slices of concatenations that nodes are to write into
+        self.sums: dict[fx.Node, int | None] = {}  # the values that hold the sums of maps over their pixels
+        self.flattened: dict[fx.Node, tuple[int, ...]] = {}  # the map's shape behind a flattened one
+
+    def view(self, node: fx.Node | None) -> View | None:
+        return None if node is None else self.views[node]
+
+    def number(self, node: fx.Node | None) -> int:
+        return self.builder.number(self.view(node))
+
+    def result(self, node: fx.Node) -> View:
+        """Where ``node`` writes its map."""
+        shape = self.shapes[node]
+        channels, height, width = (*shape, 1, 1)[:3]
+        if node not in self.views:
+            self.views[node] = self.places.get(node) or self.builder.map(channels, height, width)
+        return self.views[node]
+
+    def tensor(self, node: fx.Node | None) -> Tensor | None:
+        return tensor_of(self.program, node)
+
+    def vector(self, tensor: Tensor | None, groups: int = 1) -> int:
+        return NONE if tensor is None else self.builder.blob.vector(tensor, groups)
+
+    def add(self, node: fx.Node, step: object, macs: int = 0, reads: tuple[View | None, ...] = (), weights: int = 0,
+            name: str = "") -> None:  # fmt: skip
+        views = [each for each in (*reads, self.views.get(node)) if each is not None]
+        floats = weights + sum(each.C * each.H * each.W for each in views)
+        layer = node.meta.get("layer", "") or node.name
+        self.builder.add(step, StepNote(name or type(step).__name__.lower(), layer, macs, 4 * floats, 4 * weights))
