@@ -93,6 +93,8 @@ def _linear(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | Non
 def _binary(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
     if not all(isinstance(each, fx.Node) and each in shapes for each in node.args) or len(node.args) != 2:
         return "an operand is a number or a constant"
+    if node.kwargs.get("alpha", 1) != 1:
+        return "an operand is scaled"
     ours, theirs = sorted((shapes[each] for each in node.args), key=lambda shape: shape != shapes[node])
     spread = len(theirs) == 3 and theirs[1:] == (1, 1) and theirs[0] == ours[0]
     if ours != shapes[node] or not (theirs == ours or spread):
