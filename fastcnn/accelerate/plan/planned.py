@@ -97,37 +97,45 @@ def _rebuilt(program: fx.GraphModule, parts: list[list[fx.Node]], plans: list, s
     graph = fx.Graph()
     root = torch.nn.Module()
     copied: dict[fx.Node, fx.Node] = {}
-    part_of = {node: i for i, nodes in enumerate(parts) for node in nodes}
-    waiting = list(range(len(parts)))
 
-    def emit(i: int) -> None:
+    def emit_plan(i: int) -> None:
         built, inputs, outputs = plans[i]
         for name, tensor in (("program", built.program), ("weights", built.weights)):
             object.__setattr__(root, f"{name}_{i}", tensor)
         constants = [graph.create_node("get_attr", f"{name}_{i}") for name in ("program", "weights")]
-        call = graph.call_function(
-            torch.ops.fastcnn.run_plan.default, ([copied[each] for each in inputs], *constants, built.output_shapes)
-        )
+        taken = [copied[each] for each in inputs]
+        call = graph.call_function(torch.ops.fastcnn.run_plan.default, (taken, *constants, built.output_shapes))
         for j, node in enumerate(outputs):
             copied[node] = graph.call_function(operator.getitem, (call, j))
             copied[node].meta = dict(node.meta)
-        waiting.remove(i)
 
-    for node in program.graph.nodes:
-        for i in list(waiting):  # as soon as all it takes is there
-            if all(each in copied for each in plans[i][1]):
-                emit(i)
-        if node in part_of:
-            continue
-        if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], copied.__getitem__))
-            continue
+    def emit(node: fx.Node) -> None:
         if node.op == "get_attr":
             object.__setattr__(root, f"tensor_{len(copied)}", _tensor(program, node.target))
             copied[node] = graph.create_node("get_attr", f"tensor_{len(copied)}")
         else:
             copied[node] = graph.node_copy(node, copied.__getitem__)
         copied[node].meta = dict(node.meta)
+
+    inside = {node for nodes in parts for node in nodes}
+    *others, output = (node for node in program.graph.nodes if node not in inside)
+    # a plan may end behind a node that needs its first results: each goes where all that it takes is there
+    waiting: list[fx.Node | int] = [*(node for node in others if node.op == "placeholder"), *range(len(parts))]
+    waiting += [node for node in others if node.op != "placeholder"]
+    while waiting:
+        later = []
+        for each in waiting:
+            needs = plans[each][1] if isinstance(each, int) else each.all_input_nodes
+            if any(need not in copied for need in needs):
+                later.append(each)
+            elif isinstance(each, int):
+                emit_plan(each)
+            else:
+                emit(each)
+        if len(later) == len(waiting):
+            raise AssertionError("plan: the segments of a program depend on each other in a circle")
+        waiting = later
+    graph.output(fx.map_arg(output.args[0], copied.__getitem__))
     graph.eliminate_dead_code()
     return fx.GraphModule(root, graph)
 
