@@ -14,12 +14,17 @@ using plan::Value;
 
 // The shapes of the outputs of one image, each behind its rank.
 std::vector<std::vector<int64_t>> output_shapes(const std::vector<int64_t>& flat, int64_t count) {
+  constexpr const char* kWanted = "fastcnn: run_plan: output_shapes must hold [1, C] or [3, C, H, W] for each output";
   std::vector<std::vector<int64_t>> found;
   for (size_t at = 0; at < flat.size();) {
     const int64_t rank = flat[at++];
-    STD_TORCH_CHECK((rank == 1 || rank == 3) && at + size_t(rank) <= flat.size(),
-                    "fastcnn: run_plan: output_shapes must hold [1, C] or [3, C, H, W] for each output");
+    STD_TORCH_CHECK((rank == 1 || rank == 3) && at + size_t(rank) <= flat.size(), kWanted);
     found.emplace_back(flat.begin() + int64_t(at), flat.begin() + int64_t(at) + rank);
+    int64_t floats = 1;
+    for (const int64_t extent : found.back()) {
+      STD_TORCH_CHECK(extent > 0 && extent <= plan::kMostFloats / floats, kWanted, ", got an extent of ", extent);
+      floats *= extent;
+    }
     at += size_t(rank);
   }
   STD_TORCH_CHECK(int64_t(found.size()) == count, "fastcnn: run_plan: output_shapes must name the ", count, " outputs of the program, got ",

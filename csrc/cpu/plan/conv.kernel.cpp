@@ -53,7 +53,7 @@ void conv(const Call& call) {
   const Geometry g = geometry(call, a);
   const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;  // rows of the ring
   float* ring = call.scratch;
-  int64_t* offsets = reinterpret_cast<int64_t*>(ring + reach * g.line);
+  int64_t* offsets = reinterpret_cast<int64_t*>(ring + aligned(reach * g.line));
   const int64_t out_group = y.C / a.groups, vectors = ceil_div(out_group, kLanes), depth = g.taps * g.group;
   const Cut cut{vectors};
   const Range mine = call.team.share(y.images * y.H);
@@ -90,7 +90,7 @@ int64_t scratch(const Call& call) {
   const auto& a = call.args<ConvArgs>();
   const Geometry g = geometry(call, a);
   const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;
-  return reach * g.line + g.taps * int64_t(sizeof(int64_t) / sizeof(float)) + 2;
+  return aligned(reach * g.line) + g.taps * int64_t(sizeof(int64_t) / sizeof(float));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ template <typename T> constexpr int64_t words_of() { return int64_t(sizeof(T) / 
 
 class Checker {
  public:
-  Checker(const Header& header, const Value* values) : header_(header), values_(values) {}
+  Checker(const Header& header, const Value* values) : header_(header), values_(values), given_(size_t(header.outputs)) {}
 
   void check_values() {
     for (int64_t i = 0; i < header_.values; ++i) {
@@ -44,6 +44,11 @@ class Checker {
       case Op::kCount: break;
     }
     refuse("names an unknown step, " + std::to_string(int64_t(step.op)) + ", at step " + std::to_string(index));
+  }
+
+  void check_outputs() const {
+    for (size_t i = 0; i < given_.size(); ++i)
+      if (!given_[i]) refuse("has no step that writes output " + std::to_string(i));
   }
 
  private:
@@ -92,6 +97,7 @@ class Checker {
   const Value& written(int64_t i) const {
     const Value& v = read(i);
     need(v.place != Place::kInput, "a step writes into an input");
+    if (v.place == Place::kOutput) given_[size_t(v.index)] = true;
     return v;
   }
   void same_map(const Value& a, const Value& b) const {
@@ -148,6 +154,8 @@ class Checker {
     residual(a.residual, y);
     const int64_t vectors = a.groups * padded(y.C / a.groups);
     need(fits(a.kernel_h * a.kernel_w, x.C / a.groups, kMostFloats), "a window's extents");
+    const int64_t columns = (y.W - 1) * a.stride_w + (a.kernel_w - 1) * a.dilation_w + 1;
+    need(fits(columns * x.C, (a.kernel_h - 1) * a.dilation_h + 1, kMostScratch), "the rows under a window need too much memory");
     blob(a.weight, a.kernel_h * a.kernel_w * (x.C / a.groups), vectors);
     optional_blob(a.bias, vectors);
     activation(a.activation_);
@@ -203,6 +211,7 @@ class Checker {
 
   const Header& header_;
   const Value* values_;
+  mutable std::vector<bool> given_;  // the outputs that a step writes
   int64_t index_ = 0;
 };
 
@@ -244,6 +253,7 @@ Program Program::parse(const int64_t* words, int64_t count, int64_t lanes, int64
     at += head.words;
   }
   if (at != count) refuse("is longer than its steps");
+  checker.check_outputs();
   return program;
 }
 

@@ -23,7 +23,8 @@ constexpr int64_t kMagic = 0x6e6e6366;  // "fcnn"
 constexpr int64_t kVersion = 1;
 constexpr int64_t kNone = -1;
 constexpr int64_t kAlignment = 16;          // floats: buffers and weights begin on a cache line
-constexpr int64_t kMostKernel = 961;    // rows of a window: kernels keep a pointer to each
+constexpr int64_t kMostKernel = 961;        // rows of a window: kernels keep a pointer to each
+constexpr int64_t kMostScratch = 1 << 28;   // floats that a thread may ask for in one step
 constexpr int64_t kMostFloats = 1LL << 40;  // of anything: products of checked extents stay far from overflow
 
 struct Header {

@@ -7,11 +7,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <memory>
-#include <stdexcept>
-#include <mutex>
-#include <new>
 #include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+#include <string>
 
 #include "../isa.h"
 #include "../parallel.h"
@@ -66,7 +65,7 @@ class Blocks {
   static Block allocate(int64_t floats) {
     const size_t bytes = (size_t(floats) * sizeof(float) / kPage + 1) * kPage;
     void* memory = std::aligned_alloc(kPage, bytes);
-    if (memory == nullptr) throw std::bad_alloc();
+    if (memory == nullptr) throw std::runtime_error("fastcnn: run_plan: no memory for " + std::to_string(bytes) + " bytes of activations");
 #if defined(__linux__)
     madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
@@ -222,7 +221,10 @@ const Kernels& active_kernels() {
 
 void run(const Program& program, const std::vector<External>& inputs, const std::vector<External>& outputs, const float* weights,
          int64_t images, double* seconds) {
-  if (images > 0) Run(program, inputs, outputs, weights, images, seconds)();
+  if (images == 0) return;
+  if (program.header->arena + program.header->kept > kMostFloats / images)  // their product must not overflow
+    throw std::runtime_error("fastcnn: run_plan: no memory for the activations of " + std::to_string(images) + " images");
+  Run(program, inputs, outputs, weights, images, seconds)();
 }
 
 }  // namespace plan
