@@ -10,8 +10,8 @@ namespace plan {
 inline namespace FASTCNN_ISA {
 namespace {
 
-// max that takes a NaN over a number, as PyTorch's pools do
-FASTCNN_INLINE V larger(V value, V most) { return maximum(value, most); }
+// max that takes a NaN over a number, as PyTorch's pools do: maximum() does so for `value` alone
+FASTCNN_INLINE V larger(V value, V most) { return select(most <= most, maximum(value, most), most); }
 
 void pool(const Call& call) {
   const auto& a = call.args<PoolArgs>();
