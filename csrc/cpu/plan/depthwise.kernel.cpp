@@ -89,6 +89,10 @@ void strip(const Call& call, const DepthwiseArgs& a, Act act, Lanes lanes, int64
   if (sums != nullptr) lanes.store(lanes.load(sums + channel) + total, sums + channel);
 }
 
+// Ranges of rows that are summed apart. The team has no say in their number: late threads leave the first one to work alone,
+// and its sums have to be the same bits.
+int64_t sum_parts(const Map& y) { return std::min<int64_t>(y.H, 8); }
+
 void depthwise(const Call& call) {
   const auto& a = call.args<DepthwiseArgs>();
   const Map &x = call.map(a.x), &y = call.map(a.y);
@@ -96,25 +100,28 @@ void depthwise(const Call& call) {
   float* zeros = call.scratch;
   std::memset(zeros, 0, size_t(x.W * x.pixel) * sizeof(float));
   // one image's rows are shared; several images' sums need no sharing, for a team has as many images as threads at most
-  for (int64_t image = 0; image < y.images; ++image) {
-    const Range rows = call.team.share(y.H);
-    float* partial = nullptr;
-    if (sums != nullptr) {
-      partial = call.team.size == 1 ? sums->at(image) : call.shared + (image * call.team.size + call.team.rank) * aligned(y.C);
-      std::memset(partial, 0, size_t(y.C) * sizeof(float));
-    }
-    dispatch_activation(a.activation(), [&](auto act) {
-      over_lanes<V>(y.C, [&](int64_t channel, auto lanes) { strip(call, a, act, lanes, image, rows, channel, zeros, partial); });
-    });
-  }
-  if (sums == nullptr || call.team.size == 1) return;
-  call.team.wait();
-  const Range mine = call.team.share(ceil_div(y.C, kLanes));
+  const int64_t parts = sums == nullptr ? call.team.size : sum_parts(y);
+  const Range mine = call.team.share(parts);
   for (int64_t image = 0; image < y.images; ++image)
-    for (int64_t vector = mine.begin; vector < mine.end; ++vector) {
+    for (int64_t part = mine.begin; part < mine.end; ++part) {
+      const Range rows{y.H * part / parts, y.H * (part + 1) / parts};
+      float* partial = nullptr;
+      if (sums != nullptr) {
+        partial = call.shared + (image * parts + part) * aligned(y.C);
+        std::memset(partial, 0, size_t(y.C) * sizeof(float));
+      }
+      dispatch_activation(a.activation(), [&](auto act) {
+        over_lanes<V>(y.C, [&](int64_t channel, auto lanes) { strip(call, a, act, lanes, image, rows, channel, zeros, partial); });
+      });
+    }
+  if (sums == nullptr) return;
+  call.team.wait();
+  const Range vectors = call.team.share(ceil_div(y.C, kLanes));
+  for (int64_t image = 0; image < y.images; ++image)
+    for (int64_t vector = vectors.begin; vector < vectors.end; ++vector) {
       const int64_t channel = vector * kLanes;
       V total(0);
-      for (int rank = 0; rank < call.team.size; ++rank) total = total + V::load(call.shared + (image * call.team.size + rank) * aligned(y.C) + channel);
+      for (int64_t part = 0; part < parts; ++part) total = total + V::load(call.shared + (image * parts + part) * aligned(y.C) + channel);
       total.store(sums->at(image) + channel, int(std::min<int64_t>(kLanes, y.C - channel)));
     }
 }
@@ -127,7 +134,7 @@ int64_t scratch(const Call& call) {
 int64_t shared(const Call& call) {
   const auto& a = call.args<DepthwiseArgs>();
   const Map& y = call.map(a.y);
-  return a.sums == kNone ? 0 : y.images * call.team.size * aligned(y.C);
+  return a.sums == kNone ? 0 : y.images * sum_parts(y) * aligned(y.C);
 }
 
 }  // namespace
