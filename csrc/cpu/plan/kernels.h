@@ -11,7 +11,7 @@ namespace fastcnn {
 namespace plan {
 inline namespace FASTCNN_ISA {
 
-extern const Kernel kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle;
+extern const Kernel kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual;
 
 }  // namespace FASTCNN_ISA
 }  // namespace plan

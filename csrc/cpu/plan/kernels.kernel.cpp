@@ -7,7 +7,7 @@ namespace plan {
 inline namespace FASTCNN_ISA {
 
 const Kernels& plan_kernels() {
-  static const Kernels kernels{kLanes, {kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle}};
+  static const Kernels kernels{kLanes, {kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual}};
   return kernels;
 }
 

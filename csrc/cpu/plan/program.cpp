@@ -41,6 +41,7 @@ class Checker {
       case Op::kPool: return check(sized<PoolArgs>(step, words));
       case Op::kElementwise: return check(sized<ElementwiseArgs>(step, words));
       case Op::kShuffle: return check(sized<ShuffleArgs>(step, words));
+      case Op::kInvertedResidual: return check(sized<InvertedResidualArgs>(step, words));
       case Op::kCount: break;
     }
     refuse("names an unknown step, " + std::to_string(int64_t(step.op)) + ", at step " + std::to_string(index));
@@ -207,6 +208,29 @@ class Checker {
     } else {
       need(a.groups > 0 && x.C == y.C && x.C % a.groups == 0, "the groups of a shuffle");
     }
+  }
+
+  void check(const InvertedResidualArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    need(a.channels > 0 && a.channels <= kMostExtent, "the channels of an inverted residual");
+    need(a.expand != kNone || (a.expand_bias == kNone && x.C == a.channels), "an inverted residual without expansion");
+    need(a.project != kNone || (a.project_bias == kNone && a.residual == kNone && y.C == a.channels), "an inverted residual without projection");
+    need(a.kernel == 3 || a.kernel == 5 || a.kernel == 7, "a window's extents");
+    need(a.stride > 0 && a.stride <= a.kernel, "a window's stride");
+    need(a.pad_top >= 0 && a.pad_top < a.kernel && a.pad_left >= 0 && a.pad_left < a.kernel, "a window's padding");
+    need(fits((x.W + y.W * a.stride + 2 * a.kernel) * kMostKernel, padded(a.channels), kMostFloats), "the rows of an inverted residual");
+    residual(a.residual, y);
+    if (a.sums != kNone) {
+      need(a.project == kNone, "sums of a map that is projected");
+      written(a.sums), vector(a.sums, y.C);
+    }
+    if (a.expand != kNone) blob(a.expand, x.C, padded(a.channels));
+    optional_blob(a.expand_bias, a.channels);
+    blob(a.weight, a.kernel * a.kernel, padded(a.channels));
+    optional_blob(a.bias, a.channels);
+    if (a.project != kNone) blob(a.project, a.channels, padded(y.C));
+    optional_blob(a.project_bias, y.C);
+    for (const int64_t kind : {a.expand_activation_, a.middle_, a.activation_}) activation(kind);
   }
 
   const Header& header_;

@@ -58,6 +58,7 @@ enum class Op : int64_t {
   kPool,
   kElementwise,
   kShuffle,
+  kInvertedResidual,
   kCount
 };
 
@@ -122,6 +123,20 @@ struct ElementwiseArgs {
 struct ShuffleArgs {
   int64_t x, second, y;
   int64_t groups;
+};
+
+// z = middle(depthwise(expand_activation(x expand + expand_bias)) + bias); y = activation(z project + project_bias + residual).
+// expand kNone: x itself goes to the depthwise part. project kNone: y is z, and `sums` receives its sums over the pixels.
+// channels: of z. Weights as in PointwiseArgs and DepthwiseArgs. The kernel is square, of 3, 5 or 7, its stride and padding
+// no larger than that.
+struct InvertedResidualArgs {
+  int64_t x, y, residual, sums;
+  int64_t expand, expand_bias, weight, bias, project, project_bias;
+  int64_t channels, kernel, stride, pad_top, pad_left;
+  Activation expand_activation() const { return Activation(expand_activation_); }
+  Activation middle() const { return Activation(middle_); }
+  Activation activation() const { return Activation(activation_); }
+  int64_t expand_activation_, middle_, activation_;
 };
 
 struct Step {

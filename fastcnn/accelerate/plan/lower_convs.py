@@ -54,18 +54,19 @@ def depthwise(low: Lowering, node: fx.Node) -> None:
     x, y = low.view(a["x"]), low.result(node)
     kernel = tuple(weight.shape[2:])
     left, _, top, _ = padding_of(a["padding"], (x.H, x.W), kernel, a["stride"], a["dilation"])
-    sums = NONE
-    if any(_squeezes(user, node) for user in node.users):
-        sums = low.builder.number(low.builder.map(y.C))
+    sums = sums_for(low, node)
     step = Depthwise(low.builder.number(x), low.builder.number(y), low.number(a["residual"]), sums,
                      low.builder.blob.matrix(weight.flatten(1)), low.vector(bias), *kernel, *a["stride"], top, left,
                      *a["dilation"], ACTIVATIONS.index(a["activation"]))  # fmt: skip
     low.add(node, step, weight.numel() * y.H * y.W, (x, low.view(a["residual"])), weight.numel())
-    low.sums[node] = sums if sums != NONE else None
 
 
-def _squeezes(user: fx.Node, node: fx.Node) -> bool:
-    return is_op(user, SE_GATE, SE_SCALE) and user.args[0] is node
+def sums_for(low: Lowering, node: fx.Node) -> int:
+    """The value for the sums of a depthwise map over its pixels, where squeeze-and-excitation wants them."""
+    if not any(is_op(user, SE_GATE, SE_SCALE) and user.args[0] is node for user in node.users):
+        return NONE
+    low.sums[node] = low.builder.number(low.builder.map(low.shapes[node][0]))
+    return low.sums[node]
 
 
 def _gate(low: Lowering, node: fx.Node) -> View:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from ..._library import isa_active
 from ..program import CONV, is_op
-from . import concats
+from . import concats, fuse, lower_blocks
 from .builder import Builder, Plan
 from .lowering import lower
 from .op import AVAILABLE
@@ -69,8 +69,12 @@ def _build(program: fx.GraphModule, nodes: list[fx.Node], shapes: Shapes) -> tup
     for node in inputs:
         low.views[node] = builder.input(shapes[node], _is_picture(node, inside, shapes))
     concats.assign(nodes, low)
+    fused = fuse.blocks(nodes, program, shapes)
     for node in nodes:
-        lower(node, low)
+        if node not in fused:
+            lower(node, low)
+        elif node is fused[node].last:
+            lower_blocks.block(low, fused[node])
     for node in outputs:
         builder.make_output(low.views[node], shapes[node])
     return builder.finish(), inputs, outputs

@@ -155,7 +155,30 @@ class Shuffle:
     groups: int
 
 
-STEPS = (Pointwise, Conv, Depthwise, GlobalPool, PoolWindow, Elementwise, Shuffle)  # in the order of enum Op
+@dataclass
+class InvertedResidual:
+    x: int
+    y: int
+    residual: int
+    sums: int
+    expand: int
+    expand_bias: int
+    weight: int
+    bias: int
+    project: int
+    project_bias: int
+    channels: int
+    kernel: int
+    stride: int
+    pad_top: int
+    pad_left: int
+    expand_activation: int
+    middle: int
+    activation: int
+
+
+# in the order of enum Op
+STEPS = (Pointwise, Conv, Depthwise, GlobalPool, PoolWindow, Elementwise, Shuffle, InvertedResidual)
 READS = ("x", "residual", "gate", "other", "second")  # the fields that name values
 WRITES = ("y", "sums")
 
