@@ -64,6 +64,8 @@ Plan prepare(const std::vector<Tensor>& inputs, const Tensor& program, const Ten
                   "fastcnn: run_plan: weights must be a contiguous float32 vector on the CPU");
   Plan found{Program::parse(data<int64_t>(program), program.numel(), plan::active_kernels().lanes, weights.numel()), {}, {}, {}, 0};
   const plan::Header& header = *found.program.header;
+  for (const plan::Step& step : found.program.steps)
+    STD_TORCH_CHECK(plan::active_kernels().of[int(step.op)].run != nullptr, "fastcnn: run_plan: the program has bfloat16 steps, this processor has no AMX: plan it again");
   STD_TORCH_CHECK(int64_t(inputs.size()) == header.inputs, "fastcnn: run_plan: the program takes ", header.inputs, " inputs, got ", inputs.size());
   found.picture.assign(inputs.size(), true);
   for (int64_t i = 0; i < header.values; ++i)
@@ -122,6 +124,11 @@ std::tuple<std::vector<Tensor>, Tensor> run_plan_profile_cpu(const std::vector<T
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   m.def("run_plan(Tensor[] inputs, Tensor program, Tensor weights, int[] output_shapes) -> Tensor[]");
   m.def("run_plan_profile(Tensor[] inputs, Tensor program, Tensor weights, int[] output_shapes) -> (Tensor[] outputs, Tensor seconds)");
+}
+
+// For the planner, by ctypes: whether bfloat16 steps can run here.
+extern "C" __attribute__((visibility("default"))) const char* fastcnn_plan_bf16() {
+  return fastcnn::plan::active_kernels().of[int(fastcnn::plan::Op::kPointwiseBf16)].run != nullptr ? "yes" : "no";
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {

@@ -13,6 +13,10 @@ inline namespace FASTCNN_ISA {
 
 extern const Kernel kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual;
 
+// Without `run` where the processor has no matrix unit for bfloat16: asked at the first call, never while the library loads.
+Kernel pointwise_bf16();
+Kernel conv_bf16();
+
 }  // namespace FASTCNN_ISA
 }  // namespace plan
 }  // namespace fastcnn

@@ -7,7 +7,8 @@ namespace plan {
 inline namespace FASTCNN_ISA {
 
 const Kernels& plan_kernels() {
-  static const Kernels kernels{kLanes, {kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual}};
+  static const Kernels kernels{kLanes, {kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual,
+                                 pointwise_bf16(), conv_bf16()}};
   return kernels;
 }
 

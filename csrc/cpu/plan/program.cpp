@@ -42,6 +42,8 @@ class Checker {
       case Op::kElementwise: return check(sized<ElementwiseArgs>(step, words));
       case Op::kShuffle: return check(sized<ShuffleArgs>(step, words));
       case Op::kInvertedResidual: return check(sized<InvertedResidualArgs>(step, words));
+      case Op::kPointwiseBf16: return check(sized<PointwiseArgs>(step, words), true);
+      case Op::kConvBf16: return check(sized<ConvArgs>(step, words), true);
       case Op::kCount: break;
     }
     refuse("names an unknown step, " + std::to_string(int64_t(step.op)) + ", at step " + std::to_string(index));
@@ -135,12 +137,19 @@ class Checker {
     (void)x;
   }
 
-  void check(const PointwiseArgs& a) const {
+  // Of weights in bfloat16, two to a float.
+  void bf16_blob(int64_t offset, int64_t outputs, int64_t taps, int64_t channels) const {
+    constexpr int64_t kTile = 16 * 16;
+    blob(offset, ceil_div(outputs, 16) * kTile, taps * ceil_div(channels, 32));
+  }
+
+  void check(const PointwiseArgs& a, bool bf16 = false) const {
     const Value &x = read(a.x), &y = written(a.y);
     need(x.H == y.H && x.W == y.W, "a pointwise step changes the size of the map");
     residual(a.residual, y);
     vector(a.gate, x.C);
-    blob(a.weight, x.C, padded(y.C));
+    if (bf16) bf16_blob(a.weight, y.C, 1, x.C);
+    else blob(a.weight, x.C, padded(y.C));
     optional_blob(a.bias, y.C);
     optional_blob(a.scale, x.C);
     optional_blob(a.shift, x.C);
@@ -148,7 +157,7 @@ class Checker {
     activation(a.activation_);
   }
 
-  void check(const ConvArgs& a) const {
+  void check(const ConvArgs& a, bool bf16 = false) const {
     const Value &x = any(a.x), &y = written(a.y);
     window(x, y, a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.dilation_h, a.dilation_w);
     need(a.groups > 0 && x.C % a.groups == 0 && y.C % a.groups == 0, "groups that do not divide the channels");
@@ -157,7 +166,12 @@ class Checker {
     need(fits(a.kernel_h * a.kernel_w, x.C / a.groups, kMostFloats), "a window's extents");
     const int64_t columns = (y.W - 1) * a.stride_w + (a.kernel_w - 1) * a.dilation_w + 1;
     need(fits(columns * x.C, (a.kernel_h - 1) * a.dilation_h + 1, kMostScratch), "the rows under a window need too much memory");
-    blob(a.weight, a.kernel_h * a.kernel_w * (x.C / a.groups), vectors);
+    if (bf16) {
+      need(a.groups == 1 && x.place != Place::kPicture, "a bfloat16 convolution of a picture or with groups");
+      bf16_blob(a.weight, y.C, a.kernel_h * a.kernel_w, x.C);
+    } else {
+      blob(a.weight, a.kernel_h * a.kernel_w * (x.C / a.groups), vectors);
+    }
     optional_blob(a.bias, vectors);
     activation(a.activation_);
   }

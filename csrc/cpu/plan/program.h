@@ -59,6 +59,8 @@ enum class Op : int64_t {
   kElementwise,
   kShuffle,
   kInvertedResidual,
+  kPointwiseBf16,
+  kConvBf16,
   kCount
 };
 
@@ -138,6 +140,11 @@ struct InvertedResidualArgs {
   Activation activation() const { return Activation(activation_); }
   int64_t expand_activation_, middle_, activation_;
 };
+
+// The same two with operands rounded to bfloat16, sums in float32. weight: bfloat16 [ceil(O / 16)][taps ceil(C / 32)][16][16][2],
+// pairs of input channels side by side, padded with zeros; groups = 1.
+using PointwiseBf16Args = PointwiseArgs;
+using ConvBf16Args = ConvArgs;
 
 struct Step {
   Op op;

@@ -37,7 +37,7 @@ inline int64_t aligned(int64_t floats) { return ceil_div(floats, kAlignment) * k
 // Every thread of the team calls `run`; the executor waits for all of them after it. The other two are asked before, of
 // the thread that has most to do.
 struct Kernel {
-  void (*run)(const Call&);
+  void (*run)(const Call&) = nullptr;
   int64_t (*scratch)(const Call&) = [](const Call&) -> int64_t { return 0; };
   int64_t (*shared)(const Call&) = [](const Call&) -> int64_t { return 0; };
 };

@@ -34,7 +34,9 @@ def blocks(nodes: list[fx.Node], program: fx.GraphModule, shapes: Shapes) -> dic
         if not is_op(node, DEPTHWISE) or not _window(program, node, shapes):
             continue
         expand, project = arguments(node)["x"], only_user(node)
-        before = expand in inside and expand not in found and only_user(expand) is node and _plain(program, expand, True)
+        before = (
+            expand in inside and expand not in found and only_user(expand) is node and _plain(program, expand, True)
+        )
         behind = project in inside and _plain(program, project, False) and _source(project) is node
         block = chosen(shapes, expand if before else None, node, project if behind else None)
         if block is not None:

@@ -37,6 +37,13 @@ class Blob:
         """``[G, O, K]`` -> ``[G][ceil(O / lanes)][K][lanes]``."""
         return self.add(torch.stack([_by_vectors(each, self.lanes) for each in weight]))
 
+    def bf16(self, weight: Tensor) -> int:
+        """``[O, taps, C]`` -> bfloat16 ``[ceil(O / 16)][taps ceil(C / 32)][16][16][2]``: pairs of input channels together."""
+        outputs, taps, channels = weight.shape
+        padded = torch.nn.functional.pad(weight.detach(), (0, -channels % 32, 0, 0, 0, -outputs % 16))
+        tiles = padded.reshape(-1, 16, taps * padded.shape[2] // 32, 16, 2).permute(0, 2, 3, 1, 4)
+        return self.add(tiles.to(torch.bfloat16).contiguous().reshape(-1).view(torch.float32))
+
     def vector(self, values: Tensor, groups: int = 1) -> int:
         """``[G * O]`` -> ``[G][ceil(O / lanes)][lanes]``."""
         rows = values.detach().float().reshape(groups, -1)

@@ -178,7 +178,17 @@ class InvertedResidual:
 
 
 # in the order of enum Op
-STEPS = (Pointwise, Conv, Depthwise, GlobalPool, PoolWindow, Elementwise, Shuffle, InvertedResidual)
+class PointwiseBf16(Pointwise):
+    """With operands rounded to bfloat16."""
+
+
+class ConvBf16(Conv):
+    """With operands rounded to bfloat16."""
+
+
+STEPS = (
+    Pointwise, Conv, Depthwise, GlobalPool, PoolWindow, Elementwise, Shuffle, InvertedResidual, PointwiseBf16, ConvBf16,
+)  # fmt: skip
 READS = ("x", "residual", "gate", "other", "second")  # the fields that name values
 WRITES = ("y", "sums")
 
