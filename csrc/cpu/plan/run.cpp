@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Two ways to share the work. Where the batch has an image for every thread, each thread takes whole images through the
-// network on its own: no barrier, and maps that stay in its cache whatever the batch. What is left of
+// network on its own, a group at a time as it gets to them: no barrier, and maps that stay in its cache whatever the batch. What is left of
 // the batch (all of it when there are fewer images than threads) goes through the network step by step, every step shared by
 // all threads, with a barrier behind it.
 #include "run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <mutex>
@@ -127,7 +128,9 @@ class Run {
     const Header& header = *program_.header;
     const int threads = int(std::max<int64_t>(1, thread_count()));
     const int64_t each = images_ / threads, left = images_ - each * threads;
-    const int64_t group = std::min(header.group, each);
+    // rounds of equal size; a thread that another process holds up takes fewer of them
+    const int64_t group = each > 0 ? ceil_div(each, ceil_div(each, header.group)) : 0;
+    std::atomic<int64_t> next{0};
     const Need alone = each > 0 ? most(need(0, header.early, 1, 1), need(header.early, header.steps, group, 1)) : Need{};
     const Need together = left > 0 ? most(need(0, header.steps, left, threads), need(0, header.steps, left, 1)) : Need{};
     // every thread: arena of an image, kept memory of a group, scratch; then the team's
@@ -144,9 +147,9 @@ class Run {
         return Memory{at + scratch, kept, at, kept + group * header.kept};
       };
       double* seconds = begin == 0 ? seconds_ : nullptr;
-      for (int64_t rank = begin; rank < end; ++rank)
-        for (int64_t done = 0; done < each; done += group)
-          alone_through(rank * each + done, std::min(group, each - done), cut(rank), rank == 0 ? seconds : nullptr);
+      if (each > 0)
+        for (int64_t first; (first = next.fetch_add(group, std::memory_order_relaxed)) < threads * each;)
+          alone_through(first, std::min(group, threads * each - first), cut(begin), seconds);
       if (left == 0) return;
       float* shared = held.memory() + threads * own;
       const Memory memory{shared, shared + left * header.arena, cut(begin).scratch, shared + left * (header.arena + header.kept)};

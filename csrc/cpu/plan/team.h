@@ -48,7 +48,7 @@ class Muster {
 
  private:
   enum Verdict : int { kOpen, kTogether, kAlone };
-  static constexpr int kSpins = 20000;
+  static constexpr int kSpins = 2000;  // about 100 us
   const int others_;
   std::atomic<int> joined_{0};
   std::atomic<int> verdict_{kOpen};
