@@ -60,6 +60,9 @@ class Window(NamedTuple):
         return tuple((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes)
 
 
+AROUND = Window()
+
+
 def weight_of(*shape: int) -> Tensor:
     return torch.randn(shape) / math.sqrt(math.prod(shape[1:]))
 
@@ -106,7 +109,7 @@ def pointwise(C: int, O: int, H: int = 1, W: int = 1, *, bias: bool = True, resi
     return Trial(reads, {"y": (O, H, W)}, step, exact, C)
 
 
-def conv(C: int, O: int, H: int, W: int, window: Window = Window(), *, groups: int = 1, bias: bool = True, residual: bool = False,
+def conv(C: int, O: int, H: int, W: int, window: Window = AROUND, *, groups: int = 1, bias: bool = True, residual: bool = False,
          activation: str = "identity", picture: bool = False) -> Trial:  # fmt: skip
     weight, b = weight_of(O, C // groups, *window.kernel), maybe(bias, O)
     left, _, top, _ = window.padding
@@ -127,7 +130,7 @@ def conv(C: int, O: int, H: int, W: int, window: Window = Window(), *, groups: i
     return Trial(reads, {"y": (O, Ho, Wo)}, step, exact, C // groups * math.prod(window.kernel), picture)
 
 
-def depthwise(C: int, H: int, W: int, window: Window = Window(), *, bias: bool = True, residual: bool = False, sums: bool = False,
+def depthwise(C: int, H: int, W: int, window: Window = AROUND, *, bias: bool = True, residual: bool = False, sums: bool = False,
               activation: str = "identity") -> Trial:  # fmt: skip
     weight, b = weight_of(C, 1, *window.kernel), maybe(bias, C)
     left, _, top, _ = window.padding
@@ -225,6 +228,8 @@ def plan_of(trial: Trial, layout: str) -> Plan:
         if picture:
             at[name] = builder.number(given)
             continue
+        if layout == "late":  # from the memory of one image into that of several
+            given = copied(given)
         whole = copied(given) if inside else given
         at[name] = builder.number(whole.slice(before, before + C))
     wholes = []
