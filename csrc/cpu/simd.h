@@ -75,6 +75,12 @@ FASTCNN_INLINE __mmask16 operator<(VecF a, VecF b) { return _mm512_cmp_ps_mask(a
 FASTCNN_INLINE __mmask16 operator>(VecF a, VecF b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
 FASTCNN_INLINE __mmask16 operator<=(VecF a, VecF b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
 FASTCNN_INLINE VecF select(__mmask16 m, VecF yes, VecF no) { return _mm512_mask_blend_ps(m, no.v, yes.v); }
+// low, high: a[0], b[0], a[1], b[1], ...
+FASTCNN_INLINE void interleave(VecF a, VecF b, VecF& low, VecF& high) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  low = _mm512_permutex2var_ps(a.v, first, b.v);
+  high = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(first, _mm512_set1_epi32(8)), b.v);
+}
 FASTCNN_INLINE VecF round_nearest(VecF x) { return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 #elif defined(__AVX2__)
@@ -147,6 +153,12 @@ FASTCNN_INLINE __m256 operator<(VecF a, VecF b) { return _mm256_cmp_ps(a.v, b.v,
 FASTCNN_INLINE __m256 operator>(VecF a, VecF b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ); }
 FASTCNN_INLINE __m256 operator<=(VecF a, VecF b) { return _mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ); }
 FASTCNN_INLINE VecF select(__m256 m, VecF yes, VecF no) { return _mm256_blendv_ps(no.v, yes.v, m); }
+// low, high: a[0], b[0], a[1], b[1], ...
+FASTCNN_INLINE void interleave(VecF a, VecF b, VecF& low, VecF& high) {
+  const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);  // of each half
+  low = _mm256_permute2f128_ps(even, odd, 0x20);
+  high = _mm256_permute2f128_ps(even, odd, 0x31);
+}
 FASTCNN_INLINE VecF round_nearest(VecF x) { return _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 FASTCNN_INLINE VecF power_of_two(VecF n) {  // 2^n for integral n in [-126, 127]
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23));

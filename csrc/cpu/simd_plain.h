@@ -74,6 +74,14 @@ template <typename A> FASTCNN_INLINE typename Vec<A>::Mask operator<(Vec<A> a, V
 template <typename A> FASTCNN_INLINE typename Vec<A>::Mask operator>(Vec<A> a, Vec<A> b) { return a.v > b.v; }
 template <typename A> FASTCNN_INLINE typename Vec<A>::Mask operator<=(Vec<A> a, Vec<A> b) { return a.v <= b.v; }
 template <typename A> FASTCNN_INLINE Vec<A> select(typename Vec<A>::Mask mask, Vec<A> yes, Vec<A> no) { return mask ? yes.v : no.v; }
+// low, high: a[0], b[0], a[1], b[1], ...
+template <typename A> FASTCNN_INLINE void interleave(Vec<A> a, Vec<A> b, Vec<A>& low, Vec<A>& high) {
+  constexpr int kHalf = Vec<A>::kLanes / 2;
+  for (int i = 0; i < kHalf; ++i) {
+    low.v[2 * i] = a.v[i], low.v[2 * i + 1] = b.v[i];
+    high.v[2 * i] = a.v[kHalf + i], high.v[2 * i + 1] = b.v[kHalf + i];
+  }
+}
 template <typename A> FASTCNN_LANEWISE Vec<A> exponential(Vec<A> x) {
   for (int i = 0; i < Vec<A>::kLanes; ++i) x.v[i] = std::exp(x.v[i]);
   return x;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is left between convolutions: sums and products of maps, batch norm, an activation alone, a copy into a slice; and
 // the channel shuffle.
+//
+// Maps without gaps between their pixels are one row of all floats, unless a vector of C values takes part. A step may
+// write over what it reads: every place is read before it is written.
 #include "kernels.h"
 #include "tile.h"
 
@@ -9,28 +12,72 @@ namespace plan {
 inline namespace FASTCNN_ISA {
 namespace {
 
+struct Operands {
+  const float *x, *other, *scale, *shift;
+  float* y;
+};
+
+template <Binary kKind, bool kAffine, typename F> FASTCNN_INLINE void row(const Operands& a, int64_t count, F functor) {
+  over_lanes<V>(count, [&](int64_t i, auto lanes) {
+    V value = lanes.load(a.x + i);
+    if (kAffine) {
+      if (a.scale != nullptr) value = value * lanes.load(a.scale + i);
+      if (a.shift != nullptr) value = value + lanes.load(a.shift + i);
+    }
+    if (kKind == Binary::kAdd) value = value + lanes.load(a.other + i);
+    if (kKind == Binary::kSubtract) value = value - lanes.load(a.other + i);
+    if (kKind == Binary::kMultiply) value = value * lanes.load(a.other + i);
+    lanes.store(functor(value), a.y + i);
+  });
+}
+
+template <typename F> void dispatch_row(Binary kind, bool affine, F&& f) {
+  dispatch_bool(affine, [&](auto kAffine) {
+    switch (kind) {
+      case Binary::kNone: return f(std::integral_constant<Binary, Binary::kNone>{}, kAffine);
+      case Binary::kAdd: return f(std::integral_constant<Binary, Binary::kAdd>{}, kAffine);
+      case Binary::kMultiply: return f(std::integral_constant<Binary, Binary::kMultiply>{}, kAffine);
+      case Binary::kSubtract: return f(std::integral_constant<Binary, Binary::kSubtract>{}, kAffine);
+    }
+  });
+}
+
+bool dense(const Map& map) { return map.pixel == map.C && map.row == map.W * map.C && map.image == map.H * map.row; }
+
 void elementwise(const Call& call) {
   const auto& a = call.args<ElementwiseArgs>();
   const Map &x = call.map(a.x), &y = call.map(a.y);
   const Map* other = call.optional_map(a.other);
   const bool spread = other != nullptr && other->H == 1 && other->W == 1;  // one value for all pixels of an image
-  const float *scale = call.weight(a.scale), *shift = call.weight(a.shift);
+  const bool affine = a.scale != kNone || a.shift != kNone;
+  const bool flat = !affine && !spread && dense(x) && dense(y) && (other == nullptr || dense(*other));
   const int64_t pixels = y.H * y.W;
   const Range mine = call.team.share(y.images * pixels);
+  const int64_t run = flat ? mine.end - mine.begin : 1;  // pixels of a row
   dispatch_activation(a.activation(), [&](auto functor) {
-    for (int64_t p = mine.begin; p < mine.end; ++p) {
-      const int64_t image = p / pixels, inside = p - image * pixels;
-      const float* from = x.data + image * x.image + inside * x.pixel;
-      const float* with = other == nullptr ? nullptr : other->data + image * other->image + (spread ? 0 : inside * other->pixel);
-      float* to = y.data + image * y.image + inside * y.pixel;
-      over_lanes<V>(y.C, [&](int64_t i, auto lanes) {
-        V value = lanes.load(from + i);
-        if (scale != nullptr) value = value * lanes.load(scale + i);
-        if (shift != nullptr) value = value + lanes.load(shift + i);
-        if (a.kind == Binary::kAdd) value = value + lanes.load(with + i);
-        else if (a.kind == Binary::kMultiply) value = value * lanes.load(with + i);
-        lanes.store(functor(value), to + i);
-      });
+    dispatch_row(a.kind, affine, [&](auto kind, auto has_affine) {
+      for (int64_t p = mine.begin; p < mine.end; p += run) {
+        const int64_t image = p / pixels, inside = p - image * pixels;
+        const float* with = other == nullptr ? nullptr : other->data + image * other->image + (spread ? 0 : inside * other->pixel);
+        const Operands each{x.data + image * x.image + inside * x.pixel, with, call.weight(a.scale), call.weight(a.shift),
+                            y.data + image * y.image + inside * y.pixel};
+        row<decltype(kind)::value, decltype(has_affine)::value>(each, run * y.C, functor);
+      }
+    });
+  });
+}
+
+// to[2 i] = first[i], to[2 i + 1] = second[i]
+FASTCNN_INLINE void interleave_row(const float* first, const float* second, float* to, int64_t count) {
+  over_lanes<V>(count, [&](int64_t i, auto lanes) {
+    V low, high;
+    interleave(lanes.load(first + i), lanes.load(second + i), low, high);
+    if constexpr (decltype(lanes)::kFull) {
+      low.store(to + 2 * i);
+      high.store(to + 2 * i + kLanes);
+    } else {
+      low.store(to + 2 * i, std::min(2 * lanes.n, kLanes));
+      if (2 * lanes.n > kLanes) high.store(to + 2 * i + kLanes, 2 * lanes.n - kLanes);
     }
   });
 }
@@ -45,11 +92,12 @@ void shuffle(const Call& call) {
     const int64_t image = p / pixels, inside = p - image * pixels;
     const float* from = x.data + image * x.image + inside * x.pixel;
     float* to = y.data + image * y.image + inside * y.pixel;
-    for (int64_t group = 0; group < a.groups; ++group) {
-      const float* source = second == nullptr || group == 0 ? from + (second == nullptr ? group * part : 0)
-                                                            : second->data + image * second->image + inside * second->pixel;
-      for (int64_t i = 0; i < part; ++i) to[i * a.groups + group] = source[i];
+    if (a.groups == 2) {
+      interleave_row(from, second == nullptr ? from + part : second->data + image * second->image + inside * second->pixel, to, part);
+      continue;
     }
+    for (int64_t i = 0; i < part; ++i)
+      for (int64_t group = 0; group < a.groups; ++group) to[i * a.groups + group] = from[group * part + i];
   }
 }
 

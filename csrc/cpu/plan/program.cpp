@@ -195,14 +195,14 @@ class Checker {
   void check(const PoolArgs& a) const {
     const Value &x = read(a.x), &y = written(a.y);
     need(x.C == y.C, "a pool changes the channels");
-    need(a.kind >= Pool::kMax && a.kind <= Pool::kMeanOfValid, "an unknown pool");
+    need(a.kind >= Pool::kMax && a.kind <= Pool::kAdaptiveMean, "an unknown pool");
     window(x, y, a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, 1, 1);
   }
 
   void check(const ElementwiseArgs& a) const {
     const Value &x = read(a.x), &y = written(a.y);
     same_map(x, y);
-    need(a.kind >= Binary::kNone && a.kind <= Binary::kMultiply && (a.kind == Binary::kNone) == (a.other == kNone), "an unknown elementwise step");
+    need(a.kind >= Binary::kNone && a.kind <= Binary::kSubtract && (a.kind == Binary::kNone) == (a.other == kNone), "an unknown elementwise step");
     if (a.other != kNone) {
       const Value& other = read(a.other);
       if (other.H == 1 && other.W == 1) vector(a.other, x.C);

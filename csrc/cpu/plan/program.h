@@ -102,7 +102,8 @@ struct GlobalPoolArgs {  // the mean over the pixels
   int64_t x, y;
 };
 
-enum class Pool : int64_t { kMax, kMean, kMeanOfValid };  // kMean: padding counts as zeros; kMeanOfValid: not at all
+// kMean: padding counts as zeros; kMeanOfValid: not at all. kAdaptiveMean: the windows follow from the sizes of x and y.
+enum class Pool : int64_t { kMax, kMean, kMeanOfValid, kAdaptiveMean };
 
 struct PoolArgs {
   int64_t x, y;
@@ -110,9 +111,9 @@ struct PoolArgs {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
 };
 
-enum class Binary : int64_t { kNone, kAdd, kMultiply };
+enum class Binary : int64_t { kNone, kAdd, kMultiply, kSubtract };
 
-// y = activation(x * scale + shift (kind) other); other is a map like x or a vector, one value for all pixels.
+// y = activation(x * scale + shift (kind) other), where x lies or elsewhere; other is a map like x or a vector, one value for all pixels.
 struct ElementwiseArgs {
   int64_t x, other, y;
   Binary kind;

@@ -29,12 +29,14 @@ class Pool(IntEnum):
     MAX = 0
     MEAN = 1
     MEAN_OF_VALID = 2
+    ADAPTIVE_MEAN = 3
 
 
 class Binary(IntEnum):
     NONE = 0
     ADD = 1
     MULTIPLY = 2
+    SUBTRACT = 3
 
 
 @dataclass
