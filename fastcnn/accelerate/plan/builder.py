@@ -42,6 +42,10 @@ class View:
     def whole(self) -> bool:
         return self.channel == 0 and self.C == self.pixel
 
+    def reaches(self, other: View) -> bool:
+        """Whether ``other`` begins where this ends, in the same pixels."""
+        return other.buffer == self.buffer and other.pixel == self.pixel and other.channel == self.channel + self.C
+
     def slice(self, start: int, end: int) -> View:
         return replace(self, channel=self.channel + start, C=end - start)
 

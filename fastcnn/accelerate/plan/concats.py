@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx
 
-from ..program import aten, is_op
+from ..program import CONV, Conv, aten, is_op
 from .lowering import FREE
-from .state import Lowering
+from .state import Lowering, channel_range
 
 
 def assign(nodes: list[fx.Node], low: Lowering) -> None:
     """Gives every concatenation a place, and every operand its slice of one where it can be written there.
 
-    The longest list comes first: a growing list (DenseNet) is a slice of it. An operand that another concatenation has
-    placed, that is a view, or comes from outside, is copied.
+    The longest list comes first: a growing list (DenseNet) is a slice of it. A slice of a convolution has its place where
+    the convolution can be written slice by slice. What another concatenation has placed, what is a view otherwise, and
+    what comes from outside, is copied.
     """
     inside = set(nodes)
     cats = [node for node in nodes if is_op(node, aten.cat.default)]
@@ -26,10 +29,33 @@ def assign(nodes: list[fx.Node], low: Lowering) -> None:
         for part in parts:
             wanted = low.places[cat].slice(start, start + low.shapes[part][0])
             start += low.shapes[part][0]
-            view = is_op(part, *FREE) or not is_op(part) and part.op != "call_function"
-            getitem = part.op == "call_function" and getattr(part.target, "__name__", "") == "getitem"
-            if part in inside and part not in low.places and not view and not getitem:
-                low.places[part] = wanted
+            writer = _writer(part, inside, low)
+            if writer is not None and writer not in low.places:
+                low.places[writer] = wanted
+
+
+def _writer(part: fx.Node, inside: set[fx.Node], low: Lowering) -> fx.Node | None:
+    """The node whose step can write ``part`` at any place."""
+    if part.op == "call_function" and getattr(part.target, "__name__", "") == "getitem":
+        part = part.args[0]  # the map of the pair that squeeze-and-excitation gives
+    if part not in inside:
+        return None
+    if is_op(part, aten.slice.Tensor):
+        return part if _in_pieces(part.args[0], inside, low) else None
+    return None if is_op(part, *FREE) else part
+
+
+def _in_pieces(node: fx.Node, inside: set[fx.Node], low: Lowering) -> bool:
+    """Whether only slices read ``node``, none of them what another does, and its steps can write them one by one."""
+    if node not in inside or node in low.places or not is_op(node, CONV):
+        return False
+    conv = Conv.of(node)
+    if conv.groups != 1 or conv.residual is not None:
+        return False
+    if not all(user in inside and is_op(user, aten.slice.Tensor) for user in node.users):
+        return False
+    ranges = sorted(channel_range(user, low.shapes) for user in node.users)
+    return all(before[1] <= after[0] for before, after in itertools.pairwise(ranges))
 
 
 def _within(cat: fx.Node, parts: list[fx.Node], low: Lowering) -> bool:

@@ -30,22 +30,23 @@ def conv(low: Lowering, node: fx.Node) -> None:
     conv = Conv.of(node)
     weight, bias = low.tensor(conv.weight), low.tensor(conv.bias)
     x = low.view(conv.x)
-    y = low.result(node)
     _, _, kernel_h, kernel_w = weight.shape
+    _, height, width = low.shapes[node]
     left, _, top, _ = padding_of(conv.padding, (x.H, x.W), (kernel_h, kernel_w), conv.stride, conv.dilation)
-    macs = weight.numel() * y.H * y.W
-    reads = (x, low.view(conv.residual))
-    if (kernel_h, kernel_w, *conv.stride, conv.groups) == (1, 1, 1, 1, 1) and (x.H, x.W) == (y.H, y.W):
-        step = Pointwise(low.builder.number(x), low.builder.number(y), low.number(conv.residual), NONE,
-                         low.builder.blob.matrix(weight.flatten(1)), low.vector(bias), NONE, NONE, 0,
-                         ACTIVATIONS.index(conv.activation))  # fmt: skip
-    else:
-        # [O, C / G, kH, kW] -> [G][O / G][kH kW C / G]: channels innermost, as the map has them
-        packed = weight.permute(0, 2, 3, 1).reshape(conv.groups, weight.shape[0] // conv.groups, -1)
-        step = ConvStep(low.builder.number(x), low.builder.number(y), low.number(conv.residual),
-                        low.builder.blob.groups(packed), low.vector(bias, conv.groups), kernel_h, kernel_w,
-                        *conv.stride, top, left, *conv.dilation, conv.groups, ACTIVATIONS.index(conv.activation))  # fmt: skip
-    low.add(node, step, macs, reads, weight.numel())
+    plain = (kernel_h, kernel_w, *conv.stride, conv.groups) == (1, 1, 1, 1, 1) and (x.H, x.W) == (height, width)
+    residual, kind = low.number(conv.residual), ACTIVATIONS.index(conv.activation)
+    for start, end, y in low.pieces(node):
+        w, b = weight[start:end], bias if bias is None else bias[start:end]
+        if plain:
+            step = Pointwise(low.builder.number(x), low.builder.number(y), residual, NONE,
+                             low.builder.blob.matrix(w.flatten(1)), low.vector(b), NONE, NONE, 0, kind)  # fmt: skip
+        else:
+            # [O, C / G, kH, kW] -> [G][O / G][kH kW C / G]: channels innermost, as the map has them
+            packed = w.permute(0, 2, 3, 1).reshape(conv.groups, (end - start) // conv.groups, -1)
+            step = ConvStep(low.builder.number(x), low.builder.number(y), residual, low.builder.blob.groups(packed),
+                            low.vector(b, conv.groups), kernel_h, kernel_w, *conv.stride, top, left, *conv.dilation,
+                            conv.groups, kind)  # fmt: skip
+        low.add(node, step, w.numel() * height * width, (x, y, low.view(conv.residual)), w.numel())
 
 
 def depthwise(low: Lowering, node: fx.Node) -> None:

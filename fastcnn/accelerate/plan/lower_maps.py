@@ -9,7 +9,7 @@ from torch import fx
 
 from ..program import arguments, aten, is_op
 from .builder import View
-from .state import Lowering
+from .state import Lowering, channel_range
 from .words import ACTIVATIONS, NONE, Binary, Elementwise, GlobalPool, Pool, PoolWindow, Shuffle
 
 
@@ -79,9 +79,8 @@ def shuffle_concat(low: Lowering, node: fx.Node) -> None:
 
 
 def slice(low: Lowering, node: fx.Node) -> None:
-    x, start = low.view(node.args[0]), node.args[2] or 0
-    start += x.C if start < 0 else 0
-    low.views[node] = x.slice(start, start + low.shapes[node][0])
+    if node not in low.views:  # else a piece of its own
+        low.views[node] = low.view(node.args[0]).slice(*channel_range(node, low.shapes))
 
 
 def alias(low: Lowering, node: fx.Node) -> None:

@@ -12,6 +12,13 @@ from .words import NONE
 PICTURE_CHANNELS = 4  # up to as many, the first convolution reads an input as it lies
 
 
+def channel_range(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> tuple[int, int]:
+    """The channels of its operand that a slice takes."""
+    start = node.args[2] or 0
+    start += shapes[node.args[0]][0] if start < 0 else 0
+    return start, start + shapes[node][0]
+
+
 class Lowering:
     """The state of one lowering: where the result of every node is."""
 
@@ -38,6 +45,31 @@ class Lowering:
             self.views[node] = self.places.get(node) or self.builder.map(channels, height, width)
         return self.views[node]
 
+    def pieces(self, node: fx.Node) -> list[tuple[int, int, View]]:
+        """The ranges of channels that the steps of ``node`` write, and where: all in one place, as a rule.
+
+        Where ``concats`` has placed a slice of it, it is written slice by slice; ranges that lie side by side are one.
+        """
+        if not any(user in self.places for user in node.users):
+            return [(0, self.shapes[node][0], self.result(node))]
+        slices = sorted((channel_range(user, self.shapes), user) for user in node.users)
+        others = sum(end - start for (start, end), user in slices if user not in self.places)
+        rest = self.builder.map(others, *self.shapes[node][1:]) if others else None
+        found: list[tuple[int, int, View]] = []
+        used = 0
+        for (start, end), user in slices:
+            if user in self.places:
+                view = self.places[user]
+            else:
+                view = rest.slice(used, used + end - start)
+                used += end - start
+            self.views[user] = view
+            if found and found[-1][1] == start and found[-1][2].reaches(view):
+                start, _, before = found.pop()
+                view = before.slice(0, end - start)
+            found.append((start, end, view))
+        return found
+
     def tensor(self, node: fx.Node | None) -> Tensor | None:
         return tensor_of(self.program, node)
 
@@ -46,7 +78,7 @@ class Lowering:
 
     def add(self, node: fx.Node, step: object, macs: int = 0, reads: tuple[View | None, ...] = (), weights: int = 0,
             name: str = "") -> None:  # fmt: skip
-        views = [each for each in (*reads, self.views.get(node)) if each is not None]
+        views = {each for each in (*reads, self.views.get(node)) if each is not None}
         floats = weights + sum(each.C * each.H * each.W for each in views)
         layer = node.meta.get("layer", "") or node.name
         self.builder.add(step, StepNote(name or type(step).__name__.lower(), layer, macs, 4 * floats, 4 * weights))
