@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import implementations, roof, shapes
+from benchmarks import implementations, shapes
+from fastcnn.analysis import machine
 
 IMPLEMENTATIONS = ("torch", "fastcnn")
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -61,6 +62,6 @@ def time_op(benchmark: Any) -> Any:
         benchmark.extra_info.update(
             implementation=implementation, layout=layout, gigabytes_per_second=round(pair.bytes / seconds / 1e9, 2),
             gigaflops=round(2 * pair.macs / seconds / 1e9, 2),
-            percent_of_roof=round(100 * roof.roof_seconds(pair.bytes, pair.macs) / seconds, 1))
+            percent_of_roof=round(100 * machine.roof_seconds(pair.bytes, pair.macs) / seconds, 1))
 
     return run

@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 import fastcnn
-from benchmarks import implementations, roof, shapes
+from benchmarks import implementations, shapes
 from benchmarks.conftest import LAYOUTS
+from fastcnn.analysis import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE_US = 30.0  # from here on our op must not be slower (NOISE); below it may take EXTRA_US more
@@ -83,7 +84,7 @@ def measure_ops(ops: list[str], models: list[str], batches: list[int], layouts: 
                     row = Row(op, call.label, batch, layout, theirs, ours, 0.0)
                     if not row.kept:  # once more, longer, before a loss is reported
                         theirs, ours = alternate(pair.torch, pair.fastcnn, 3 * ROUNDS)
-                    percent = 100 * roof.roof_seconds(pair.bytes, pair.macs) / (ours * 1e-6)
+                    percent = 100 * machine.roof_seconds(pair.bytes, pair.macs) / (ours * 1e-6)
                     rows.append(Row(op, call.label, batch, layout, theirs, ours, percent))
     return rows
 

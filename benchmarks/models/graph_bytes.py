@@ -16,7 +16,7 @@ from benchmarks.models.op_lists import ALLOWED, NETS, megabytes, op_list
 from benchmarks.report import section_main
 from fastcnn.accelerate.capture import capture
 from fastcnn.accelerate.cost import Cost, cost
-from fastcnn.accelerate.packed import pack
+from fastcnn.accelerate.packed import Packed
 from fastcnn.accelerate.rewrites import rewrite
 from fastcnn.reference import reference_model
 
@@ -37,7 +37,7 @@ def costs(name: str) -> tuple[Cost, Cost, Cost]:
         program = capture(net(name), (image,)).program
         before = cost(program)
         rewrite(program, None, device)
-        found.append(cost(program if device == "cuda" else pack(program).program))
+        found.append(cost(program if device == "cuda" else Packed(program, [torch.float32]).at(((None, 3, 224, 224),)).program))
     return before, *found
 
 

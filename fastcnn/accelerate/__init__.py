@@ -9,9 +9,21 @@ from .api import ToleranceError, accelerate
 from .archive import ArchiveError
 from .capture import CaptureError
 from .module import Accelerated, Unchanged, load
+from .profile import Profile, Step
 from .report import Report
 
-__all__ = ["Accelerated", "ArchiveError", "CaptureError", "Report", "ToleranceError", "Unchanged", "accelerate", "load"]
+__all__ = [
+    "Accelerated",
+    "ArchiveError",
+    "CaptureError",
+    "Profile",
+    "Report",
+    "Step",
+    "ToleranceError",
+    "Unchanged",
+    "accelerate",
+    "load",
+]
 
 
 class _Callable(ModuleType):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes and launches of a program, counted from its graph: a model, nothing is timed.
 
-Every tensor that an operator reads or writes counts once; weights do not, a batch reads them once. What only changes
+Every tensor that an operator, or a step of a plan, reads or writes counts once; weights do not, a batch reads them once. What only changes
 the view of a tensor costs nothing.
 """
 
@@ -33,7 +33,10 @@ def cost(program: fx.GraphModule, element_size: int = 2) -> Cost:
     """Bytes and launches per image of a program whose batch is the first dimension of its inputs."""
     elements = launches = 0
     for node in program.graph.nodes:
-        if is_launch(node):
+        if "plan" in node.meta:
+            launches += 1
+            elements += sum(note.bytes - note.weights for note in node.meta["plan"].notes) // 4
+        elif is_launch(node):
             launches += 1
             overwritten = node.args[0] if node.target is aten.copy_.default else None
             read = {each for each in node.all_input_nodes if each.op != "get_attr" and each is not overwritten}

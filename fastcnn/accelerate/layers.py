@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time per layer before and after, for orientation: operators are run one by one.
-
-A round runs every operator of a program in its order with the clock read around each, on CUDA with a synchronisation,
-so what overlaps in a real run does not here, and the sums are larger than a forward. Medians of a few rounds.
-"""
+"""Time per layer before and after, for orientation: operators are run one by one (clock.py), medians of a few rounds."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .capture import capture, flat_example
+from .clock import Timed, measure
 from .module import Accelerated
 
 ROUNDS = 5
@@ -25,7 +19,7 @@ ROOT, REST = "(model)", "(others)"
 
 
 class LayerTime(NamedTuple):
-    """Milliseconds of one layer's operators; ``operators`` names those that run after, with their number."""
+    """Milliseconds of one layer's operators; ``operators`` names those, and the steps of plans, that run after, with their number."""
 
     layer: str
     before: float
@@ -60,56 +54,27 @@ def layer_times(
         raise ValueError("layer_times: fast must know its layers, got one from a file: accelerate the model itself")
     dtype = fast.dtype()
     inside = tuple(x.to(dtype) if x.is_floating_point() and dtype is not None else x for x in inputs)
-    before = _measure(capture(model, inputs).program, inputs, rounds)
-    after = _measure(fast.runs(inputs[0].device), inside, rounds)
+    captured = capture(model, inputs).program
+    known = {node.meta.get("layer") for program in (captured, fast.program) for node in program.graph.nodes}
+    before, after = (
+        [each if each.layer in known else each._replace(layer=ROOT) for each in timed]
+        for timed in (measure(captured, inputs, rounds), measure(fast.runs(inputs), inside, rounds))
+    )
     return _rows(before, after, most)
 
 
-def _measure(program: fx.GraphModule, inputs: tuple[Tensor, ...], rounds: int) -> list[tuple[fx.Node, float]]:
-    """The calls of a program with the median of their milliseconds."""
-    runs = []
-    with torch.inference_mode():
-        for _ in range(rounds + 1):
-            clock = _Clock(program)
-            clock.run(*inputs)
-            runs.append(clock.milliseconds)
-    return [(node, statistics.median(run[node] for run in runs[1:])) for node in runs[0]]
-
-
-class _Clock(fx.Interpreter):
-    def __init__(self, program: fx.GraphModule) -> None:
-        super().__init__(program)
-        self.milliseconds: dict[fx.Node, float] = {}
-        self._devices = {p.device for p in program.parameters() if p.is_cuda}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op != "call_function":
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        start = time.perf_counter()
-        result = n.target(*args, **kwargs)
-        for device in self._devices:
-            torch.cuda.synchronize(device)
-        self.milliseconds[n] = 1e3 * (time.perf_counter() - start)
-        return result
-
-
-def _rows(before: list[tuple[fx.Node, float]], after: list[tuple[fx.Node, float]], most: int) -> list[LayerTime]:
-    depth = _depth((_layer(node) for node, _ in (*before, *after)), most)
+def _rows(before: list[Timed], after: list[Timed], most: int) -> list[LayerTime]:
+    depth = _depth((each.layer for each in (*before, *after)), most)
     sums: dict[str, list[float]] = {}
     operators: dict[str, Counter[str]] = {}
     for place, measured in enumerate((before, after)):
-        for node, milliseconds in measured:
-            layer = _cut(_layer(node), depth)
-            sums.setdefault(layer, [0.0, 0.0])[place] += milliseconds
+        for each in measured:
+            layer = _cut(each.layer, depth)
+            sums.setdefault(layer, [0.0, 0.0])[place] += each.milliseconds
             if place:
-                operators.setdefault(layer, Counter())[str(node.target).removesuffix(".default")] += 1
+                operators.setdefault(layer, Counter())[each.kind] += 1
     rows = [LayerTime(layer, *times, dict(operators.get(layer, {}))) for layer, times in sums.items()]
     return _merged(rows, most)
-
-
-def _layer(node: fx.Node) -> str:
-    return node.meta.get("layer") or ROOT
 
 
 def _cut(layer: str, depth: int) -> str:

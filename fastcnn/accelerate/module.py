@@ -17,9 +17,10 @@ from .archive import load as read_archive
 from .archive import save as write_archive
 from .document import DTYPES
 from .graph import CudaGraphs
-from .packed import Packed, pack
+from .packed import Packed
+from .profile import Profile, profile
 from .program import aten, is_map, shape, value
-from .report import Report
+from .report import Plans, Report, operators, plans
 
 
 class InputRule(NamedTuple):
@@ -55,33 +56,31 @@ class Accelerated(nn.Module):
 
     Attributes:
         program: the rewritten graph, of ``torch.ops.fastcnn`` and ATen operators.
-        report: what was fused, what was not and why, errors, speed.
+        report: what was fused, what was not and why, errors, speed; on the CPU what its plans are now.
     """
 
     def __init__(self, program: fx.GraphModule, rules: list[InputRule], out_spec: TreeSpec, report: Report,
-                 cuda_graph: bool = False) -> None:  # fmt: skip
+                 cuda_graph: bool = False, plan: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.program = program
         self.graphs = CudaGraphs() if cuda_graph else None
         self.rules = rules
         self.out_spec = out_spec
-        self.report = report
+        self._report = report
+        self._plan = plan
+        self._shapes = tuple(tuple(rule.shape) for rule in rules)
+        self._sizes = any(extent is None for shape in self._shapes for extent in shape[1:])
         self._packed: Packed | None = None
         self._lock = threading.Lock()
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
-        if len(inputs) != len(self.rules):
-            raise TypeError(f"accelerated model: takes {len(self.rules)} inputs, got {len(inputs)}")
-        for rule, x in zip(self.rules, inputs, strict=True):
-            rule.check(x)
-        dtype = self.dtype()
+        cast, dtype = self._checked(inputs)
         given = next((x.dtype for x in inputs if x.is_floating_point()), dtype)
-        if dtype != given:
-            inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        inputs = cast
         if _is_plain(inputs):
+            run = self.runs(inputs)
             with torch._C._AutoDispatchBelowAutograd():  # saves 4 to 8 us an operator
-                run = self.runs(inputs[0].device)
                 outputs = self.graphs.call(run, inputs) if self.graphs else run.forward(*inputs)
         else:
             outputs = self.program(*inputs)
@@ -89,15 +88,82 @@ class Accelerated(nn.Module):
             outputs = tree_map_only(Tensor, lambda y: y.to(given) if y.dtype == dtype else y, outputs)
         return tree_unflatten(list(outputs), self.out_spec)
 
-    def runs(self, device: torch.device) -> fx.GraphModule:
-        """What a call on ``device`` runs: the program, or on the CPU its form with packed weights, made here when needed."""
-        if device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack():
+    def runs(self, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+        """What a call on ``inputs`` runs: the program, or on the CPU its form with packed weights, made here when needed."""
+        if inputs[0].device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack():
             return self.program
+        shapes = self._shapes
+        if self._sizes:
+            shapes = tuple((shape[0], *x.shape[1:]) for shape, x in zip(shapes, inputs, strict=True))
+        return self._current().at(shapes).program
+
+    def profile(self, *inputs: Tensor, calls: int = 20) -> Profile:
+        """The time of every step of a plan and of every operator outside plans, medians of ``calls`` calls.
+
+        Args:
+            inputs: as the model takes them.
+            calls: from 1 up, after one that is not counted.
+        Returns: what ``print`` shows as a table; ``to_dict`` and ``plot`` give it otherwise.
+        Raises: as a call does; ValueError for ``calls``.
+
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+        >>> found = fastcnn.accelerate(net, torch.randn(1, 3, 16, 16)).profile(torch.randn(2, 3, 16, 16), calls=2)
+        >>> found.shapes, abs(sum(step.share for step in found.steps) - 1) < 1e-6
+        ([[2, 3, 16, 16]], True)
+        """
+        inputs, _ = self._checked(inputs)
+        return profile(self._report.model, self.runs(inputs), inputs, calls)
+
+    def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], torch.dtype | None]:
+        """The inputs in the dtype of the weights, and that."""
+        if len(inputs) != len(self.rules):
+            raise TypeError(f"accelerated model: takes {len(self.rules)} inputs, got {len(inputs)}")
+        for rule, x in zip(self.rules, inputs, strict=True):
+            rule.check(x)
+        dtype = self.dtype()
+        if dtype is None:
+            return inputs, None
+        return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != dtype else x for x in inputs), dtype
+
+    def _current(self) -> Packed:
         packed = self._packed
         if packed is None or not packed.current():
             with self._lock:
-                packed = self._packed = pack(self.program)
-        return packed.program
+                packed = self._packed
+                if packed is None or not packed.current():
+                    dtypes = [self.dtype() or r.dtype if r.dtype.is_floating_point else r.dtype for r in self.rules]
+                    packed = self._packed = Packed(self.program, dtypes, self._unplanned(), self._sizes)
+        return packed
+
+    def _unplanned(self) -> str | None:
+        """Why there are to be no plans, or None."""
+        if not self._plan:
+            return 'switched off by mapping={"plan": False}'
+        dtype = self.dtype()
+        if dtype is None:
+            return "it has no weights"
+        name = str(dtype).removeprefix("torch.")
+        return None if dtype == torch.float32 else f"its weights are {name}, plans compute in float32"
+
+    @property
+    def report(self) -> Report:
+        """What :func:`fastcnn.accelerate` found, and on the CPU the plans of the image size that was called last."""
+        device = next((weight.device for weight in self.program.parameters()), torch.device("cpu"))
+        if device.type != "cpu":
+            self._report.plans = Plans(reason=f"its weights are on {device}")
+            return self._report
+        packed = self._current()
+        form = packed.latest()
+        if form is None and not self._sizes:
+            form = packed.at(self._shapes)
+        if form is None:
+            self._report.plans = Plans(
+                reason="none yet: each image size has its own, made at the first call of that size"
+            )
+        else:
+            self._report.plans = plans(form, packed.bytes())
+            self._report.operators = operators(form)
+        return self._report
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Accelerated:
         self._packed = None
@@ -134,7 +200,7 @@ class Accelerated(nn.Module):
             self.program,
             in_spec=None,
             out_spec=self.out_spec,
-            extra={"inputs": rules, "report": self.report.to_dict()},
+            extra={"inputs": rules, "report": self._report.to_dict() | {"plans": None}, "plan": self._plan},
         )
 
 
@@ -147,9 +213,10 @@ def load(path: str | os.PathLike[str]) -> Accelerated:
     try:
         rules = [InputRule(name, tuple(shape), DTYPES[dtype]) for name, shape, dtype in found.extra["inputs"]]
         report = Report.from_dict(found.extra["report"])
+        plan = found.extra.get("plan", True)
         nodes = list(found.program.graph.nodes)
         inputs = sum(node.op == "placeholder" for node in nodes)
-        fits = len(rules) == inputs and all(isinstance(rule.name, str) for rule in rules)
+        fits = len(rules) == inputs and all(isinstance(rule.name, str) for rule in rules) and isinstance(plan, bool)
         fits = fits and found.out_spec is not None and found.out_spec.num_leaves == len(nodes[-1].args[0])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchiveError(
@@ -157,7 +224,7 @@ def load(path: str | os.PathLike[str]) -> Accelerated:
         ) from None
     if not fits:
         raise ArchiveError(f"load: {os.fspath(path)!r} is refused: inputs and out_spec must be those of the program")
-    return Accelerated(found.program, rules, found.out_spec, report)
+    return Accelerated(found.program, rules, found.out_spec, report, plan=plan)
 
 
 class Unchanged(nn.Module):

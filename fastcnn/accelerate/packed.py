@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program as the CPU runs it: dense k x k and grouped convolutions on oneDNN with weights in its own blocked order.
+"""The program as the CPU runs it: plans, and between them convolutions on oneDNN with weights in its own order.
 
-ATen reorders such a weight in every call, 9 MB for a 3x3 of 512 channels. The blocked copy serves this machine alone, so
-it is made at the first call, is no part of the state_dict, and is made again when a weight changes. 1x1 and depthwise
-convolutions stay on kernels of ours. The operators are those that torch.compile's freezing emits; where torch has none,
-or oneDNN is switched off, the program runs as it is.
+Both hold the weights in an order that serves this machine alone, so that is made at the first call, is no part of the
+state_dict, and is made again when a weight changes. A plan is for one size of the image: where sizes may change, each has
+its own, made at the first call of that size, on weights that are packed once.
+
+What no plan serves runs on the operators. ATen reorders the weight of a dense k x k or grouped convolution in every call,
+9 MB for a 3x3 of 512 channels; the operators that torch.compile's freezing emits take a reordered one. 1x1 and depthwise
+convolutions stay on kernels of ours. Where torch has no such operators, or oneDNN is switched off, the program stays.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from .buffers import grow
-from .plan import plan
+from .plan import AVAILABLE, Blob, BlobFull, Planned, at_sizes, lanes, plan
 from .program import ACTIVATION, CONV, Conv, is_op, shape, tensor_of
 
 _KINDS: dict[str, tuple[str, list[float]]] = {
@@ -28,18 +34,95 @@ _KINDS: dict[str, tuple[str, list[float]]] = {
     "sigmoid": ("sigmoid", []),
 }
 _FEW_CHANNELS = 4  # our own kernel reads a picture in NCHW
+SIZES = 8  # of the image, of which plans are kept
+
+Shapes = tuple[tuple[int | None, ...], ...]  # of the inputs; a first extent of None is a batch that may change
 
 
-class Packed(NamedTuple):
-    """A program that shares the weights of the one it was made from, and those it holds in another order."""
+@dataclass
+class Form:
+    """What runs for one size of the inputs. ``reason``: why there are no plans; ``planned`` is None then.
+
+    ``source`` is what it was made from, with the shapes of this size where they are known.
+    """
 
     program: fx.GraphModule
-    weights: list[Tensor]
-    versions: list[int]
+    source: fx.GraphModule
+    planned: Planned | None
+    reason: str | None
+    used: int = 0
+
+
+class Packed:
+    """The forms of a program, which share its weights and those packed from them.
+
+    A weight that is replaced by another object is not noticed; one that is written to is, by :meth:`current`.
+
+    Args:
+        dtypes: of the inputs.
+        reason: why nothing is to be planned, or None.
+        grows: the size of the inputs may change.
+    """
+
+    def __init__(self, program: fx.GraphModule, dtypes: Sequence[torch.dtype], reason: str | None = None,
+                 grows: bool = False) -> None:  # fmt: skip
+        self.source = program
+        self._dtypes = dtypes
+        self.weights = [tensor_of(program, node) for node in program.graph.nodes if node.op == "get_attr"]
+        self._versions = [_version(weight) for weight in self.weights]
+        self._reason = reason if AVAILABLE else "no compiled CPU library"
+        self._grows = grows
+        self._blob = self._new_blob()
+        self._forms: dict[tuple, Form] = {}
+        self._lock = threading.Lock()
+        self._clock = itertools.count(1)
 
     def current(self) -> bool:
         """Whether the weights are those that were packed."""
-        return [_version(weight) for weight in self.weights] == self.versions
+        return [_version(weight) for weight in self.weights] == self._versions
+
+    def at(self, shapes: Shapes) -> Form:
+        """The form for inputs of these shapes, made here when needed."""
+        form = self._forms.get(shapes)
+        if form is None:
+            with self._lock:
+                form = self._forms.get(shapes) or self._make(shapes)
+                form.used = next(self._clock)
+                self._forms[shapes] = form
+                if len(self._forms) > SIZES:
+                    del self._forms[min(self._forms, key=lambda each: self._forms[each].used)]
+        form.used = next(self._clock)
+        return form
+
+    def latest(self) -> Form | None:
+        """The one that was used last."""
+        return max(list(self._forms.values()), key=lambda form: form.used, default=None)
+
+    def bytes(self) -> int:
+        """Of the weights packed for plans."""
+        return 4 * self._blob.size
+
+    def _make(self, shapes: Shapes) -> Form:
+        program = self.source
+        if self._reason is not None:
+            return Form(_reordered(program), program, None, self._reason)
+        if self._grows or not _knows_shapes(program, self._dtypes):
+            try:
+                program = at_sizes(program, shapes, self._dtypes)
+            except Exception as error:  # noqa: BLE001  (the operators run, and refuse what they cannot take in their words)
+                why = str(error).partition("\n")[0][:200]
+                reason = f"the shapes in it cannot be told: {type(error).__name__}: {why}"
+                return Form(_reordered(program), program, None, reason)
+        try:
+            planned = plan(program, self._blob)
+        except BlobFull:
+            self._blob = self._new_blob()
+            self._forms = {}
+            planned = plan(program, self._blob)
+        return Form(_reordered(planned.program), program, planned, None)
+
+    def _new_blob(self) -> Blob:
+        return Blob(lanes(), self.weights, self._grows)
 
 
 def _version(weight: Tensor) -> int:
@@ -47,12 +130,16 @@ def _version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
 
 
-def pack(program: fx.GraphModule) -> Packed:
-    """``program`` for this machine's CPU, on the same weights. A weight that is replaced by another object is not noticed."""
-    given = [tensor_of(program, node) for node in program.graph.nodes if node.op == "get_attr"]
-    planned = plan(program)
-    if planned is not None:
-        program = planned.program
+def _knows_shapes(program: fx.GraphModule, dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether every result has a fake tensor, from a capture in these dtypes."""
+    given = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    if any(val is None or val.dtype != dtype for val, dtype in zip(given, dtypes, strict=True)):
+        return False
+    return all("val" in node.meta for node in program.graph.nodes if node.op == "call_function")
+
+
+def _reordered(program: fx.GraphModule) -> fx.GraphModule:
+    """``program`` with oneDNN's weights where that serves, sharing all others."""
     onednn = _available()
     chosen = {node for node in program.graph.nodes if onednn and is_op(node, CONV) and _serves(program, Conv.of(node))}
     graph = fx.Graph()
@@ -75,7 +162,7 @@ def pack(program: fx.GraphModule) -> Packed:
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
     found = _module({name: tensor for name, tensor in tensors.items() if name in used}, graph)
     grow(found)
-    return Packed(_bound(found), given, [_version(weight) for weight in given])
+    return _bound(found)
 
 
 def _available() -> bool:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +16,9 @@ from fastcnn.backends import explain
 
 from .cost import is_launch
 from .program import BATCH_NORM
+
+if TYPE_CHECKING:
+    from .packed import Form
 
 
 @dataclass
@@ -23,6 +29,43 @@ class Left:
     count: int
     reason: str
     layers: list[str]
+
+    def text(self) -> str:
+        where = (
+            f" at {self.layers[0]}{', ...' if len(self.layers) > 1 else ''}" if self.layers and self.layers[0] else ""
+        )
+        return f"{self.count:>4} {self.operator}{where}: {self.reason}"
+
+
+@dataclass
+class Plans:
+    """What the CPU runs in plans (``fastcnn/accelerate/plan``), for one image size.
+
+    Attributes:
+        count, steps: plans, and steps of all of them.
+        outside: operators that run by themselves, each with the reason.
+        arena_bytes: memory for activations, an image, of the largest plan.
+        packed_bytes: weights in the order of this machine's vectors, of all image sizes.
+        reason: why there are no plans at all, or None.
+    """
+
+    count: int = 0
+    steps: int = 0
+    outside: list[Left] = field(default_factory=list)
+    arena_bytes: int = 0
+    packed_bytes: int = 0
+    reason: str | None = None
+
+    def outside_count(self) -> int:
+        return sum(each.count for each in self.outside)
+
+    def lines(self) -> list[str]:
+        if self.reason is not None:
+            return [f"  plans      none: {self.reason}"]
+        text = f"  plans      {self.count} of {self.steps} steps, {self.outside_count()} operators outside"
+        if self.count:
+            text += f"; {self.arena_bytes / 1e6:.1f} MB of maps an image, {self.packed_bytes / 1e6:.1f} MB of packed weights"
+        return [text, *(f"  outside    {each.text()}" for each in self.outside)]
 
 
 @dataclass
@@ -35,6 +78,7 @@ class Report:
         fused: how often each pattern was replaced.
         operators: the program's operators with their number and backend.
         left: operators that are not ours, each with the reason.
+        plans: what the CPU runs in one call, and what not.
         errors: on the example and on random inputs: largest absolute and relative difference to the original, share of
             equal top-1, relative errors of both against the original in fp64, the largest that is allowed.
         milliseconds: median of a forward on the example, "before" and "after", in turn.
@@ -49,6 +93,7 @@ class Report:
     fused: dict[str, int] = field(default_factory=dict)
     operators: dict[str, dict[str, Any]] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
+    plans: Plans | None = None
     errors: dict[str, dict[str, float | None]] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -65,7 +110,10 @@ class Report:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Report:
         """The inverse of :meth:`to_dict`."""
-        return cls(**found | {"left": [Left(**each) for each in found["left"]]})
+        plans = found.get("plans")
+        if plans is not None:
+            plans = Plans(**plans | {"outside": [Left(**each) for each in plans["outside"]]})
+        return cls(**found | {"left": [Left(**each) for each in found["left"]], "plans": plans})
 
     @property
     def speedup(self) -> float | None:
@@ -78,13 +126,8 @@ class Report:
         applied = ", ".join(f"{name} {count}" for name, count in self.fused.items() if count)
         lines.append(f"  fused      {applied or 'nothing'}")
         lines += [f"  runs       {row['count']:>4} {name}  ({row['backend']})" for name, row in self.operators.items()]
-        for each in self.left:
-            where = (
-                f" at {each.layers[0]}{', ...' if len(each.layers) > 1 else ''}"
-                if each.layers and each.layers[0]
-                else ""
-            )
-            lines.append(f"  left       {each.count:>4} {each.operator}{where}: {each.reason}")
+        lines += self.plans.lines() if self.plans else []
+        lines += [f"  left       {each.text()}" for each in self.left]
         for name, row in self.errors.items():
             lines.append(f"  error      {name}: {_errors(row)}")
         if self.milliseconds:
@@ -132,42 +175,80 @@ _REASONS = {
 
 def left(program: fx.GraphModule) -> list[Left]:
     """The launches that are no ops of ours, batch norms that still stand, each with its reason."""
+    return _grouped(
+        (node, node.meta.get("left") or _REASONS.get(str(node.target).rpartition(".")[0]) or "no fused form of it")
+        for node in program.graph.nodes
+        if is_launch(node) and (node.target.namespace != "fastcnn" or node.target is BATCH_NORM)
+    )
+
+
+def plans(form: Form, packed_bytes: int) -> Plans:
+    """What ``form`` runs in plans."""
+    if form.planned is None:
+        return Plans(reason=form.reason)
+    made = form.planned.plans
+    reasons = form.planned.reasons
+    outside = [
+        (node, reasons[node.name]) for node in form.source.graph.nodes if node.name in reasons and is_launch(node)
+    ]
+    arena = 4 * max((plan.arena for plan in made), default=0)
+    return Plans(len(made), sum(len(plan.notes) for plan in made), _grouped(outside), arena, packed_bytes)
+
+
+def _grouped(nodes: Iterable[tuple[fx.Node, str]]) -> list[Left]:
+    """One entry for the nodes of one operator and one reason, the most frequent first."""
     found: dict[tuple[str, str], Left] = {}
-    for node in program.graph.nodes:
-        if not is_launch(node) or (node.target.namespace == "fastcnn" and node.target is not BATCH_NORM):
-            continue
+    for node, reason in nodes:
         operator = str(node.target).rpartition(".")[0]
-        reason = node.meta.get("left") or _REASONS.get(operator) or "no fused form of it"
         entry = found.setdefault((operator, reason), Left(operator, 0, reason, []))
         entry.count += 1
         entry.layers.append(node.meta.get("layer", ""))
     return sorted(found.values(), key=lambda each: -each.count)
 
 
-_LIBRARY = {"mkldnn": "oneDNN, packed weights", "fastcnn.run_plan": "cpu, many operators in one call"}
+_LIBRARY = {"mkldnn": "oneDNN, packed weights"}
 
 
-def operators(fast: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, dict[str, Any]]:
-    """How often each operator runs, and which backend serves its first call."""
+def operators(form: Form) -> dict[str, dict[str, Any]]:
+    """How often each operator runs on the CPU, and what serves it: a plan, or a backend; both where some calls are in none."""
+    found: dict[str, Counter[str]] = {}
+    for node in itertools.chain(*(form.planned.served if form.planned else ())):
+        if hasattr(node.target, "namespace"):
+            found.setdefault(_name(node.target), Counter())["plan"] += 1
+    for node in form.program.graph.nodes:
+        if hasattr(node.target, "namespace") and "plan" not in node.meta:
+            found.setdefault(_name(node.target), Counter())[_backend(node.target, torch.empty(0))] += 1
+    rows = sorted(found.items(), key=lambda item: -item[1].total())
+    return {name: {"count": counts.total(), "backend": _shares(counts)} for name, counts in rows}
+
+
+def _shares(counts: Counter[str]) -> str:
+    return (
+        next(iter(counts)) if len(counts) == 1 else ", ".join(f"{backend} {count}" for backend, count in counts.items())
+    )
+
+
+def _name(target: Any) -> str:
+    return str(target).removesuffix(".default")
+
+
+def _backend(target: Any, *args: Any) -> str:
+    return explain(target, *args).backend if target.namespace == "fastcnn" else _LIBRARY.get(target.namespace, "torch")
+
+
+def traced_operators(fast: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, dict[str, Any]]:
+    """How often each operator runs, and which backend serves its first call: where that depends on the call."""
     found: dict[str, dict[str, Any]] = {}
 
     class Recorder(fx.Interpreter):
         def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
-            namespace = getattr(target, "namespace", None)
-            if namespace is not None:
-                name = str(target).removesuffix(".default")
-                if name not in found:
-                    ours = namespace == "fastcnn" and name not in _LIBRARY
-                    backend = (
-                        explain(target, *args).backend if ours else _LIBRARY.get(name, _LIBRARY.get(namespace, "torch"))
-                    )
-                    found[name] = {"count": 0, "backend": backend}
-                found[name]["count"] += 1
+            if hasattr(target, "namespace"):
+                row = found.setdefault(_name(target), {"count": 0, "backend": None})
+                row["count"] += 1
+                row["backend"] = row["backend"] or _backend(target, *args)
             return super().call_function(target, args, kwargs)
 
     dtype = fast.dtype()
     with torch.inference_mode():
-        Recorder(fast.runs(inputs[0].device)).run(
-            *(x.to(dtype) if x.is_floating_point() and dtype else x for x in inputs)
-        )
+        Recorder(fast.program).run(*(x.to(dtype) if x.is_floating_point() and dtype else x for x in inputs))
     return dict(sorted(found.items(), key=lambda item: -item[1]["count"]))

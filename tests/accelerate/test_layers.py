@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import fastcnn
+from fastcnn.accelerate import clock as timing
 from fastcnn.accelerate import layers
 from fastcnn.accelerate.layers import LayerTime, layer_times
 
@@ -26,14 +27,14 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def case():
     net, x = Net().eval(), torch.randn(2, 3, 16, 16)
-    return net, fastcnn.accelerate(net, x), x
+    return net, fastcnn.accelerate(net, x, mapping={"plan": False}), x
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Every operator takes a millisecond."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr(layers.time, "perf_counter", lambda: next(ticks) / 1e3)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks) / 1e3)
 
 
 def test_rows_are_the_layers_with_all_operators(case, clock):
@@ -44,7 +45,7 @@ def test_rows_are_the_layers_with_all_operators(case, clock):
     assert all(row.before == pytest.approx(1) for name, row in rows.items() if name not in ("(model)", "head"))
     assert rows["blocks.1.1"].after == 0 or rows["blocks.1.0"].after == 0
     assert rows["head"].operators == {"aten.linear": 1}
-    calls = sum(node.op == "call_function" for node in fast.runs(x.device).graph.nodes)
+    calls = sum(node.op == "call_function" for node in fast.runs((x,)).graph.nodes)
     counted = sum(sum(row.operators.values()) for row in rows.values())
     assert counted == calls and sum(row.after for row in rows.values()) == pytest.approx(calls)
 
@@ -76,18 +77,27 @@ def test_the_cheapest_are_merged():
     assert layers._merged(rows, 5) == rows
 
 
-def test_medians_of_the_rounds_after_the_first(case, monkeypatch):
+def test_medians_of_the_rounds_after_the_first(monkeypatch):
     class Clock:
         costs = iter([100.0, 9.0, 1.0, 2.0])
 
         def __init__(self, program):
-            self.milliseconds = {}
+            self.timed = []
 
         def run(self, *inputs):
-            self.milliseconds = {"node": next(self.costs)}
+            self.timed = [timing.Timed("op", "layer", next(self.costs), 1, 2, None)]
 
-    monkeypatch.setattr(layers, "_Clock", Clock)
-    assert layers._measure(None, (), 3) == [("node", 2.0)]
+    monkeypatch.setattr(timing, "Clock", Clock)
+    assert timing.measure(None, (), 3) == [timing.Timed("op", "layer", 2.0, 1, 2, None)]
+
+
+def test_steps_of_a_plan_count_for_their_layers(case):
+    net, _, x = case
+    fast = fastcnn.accelerate(net, x)
+    rows = {row.layer: row for row in layer_times(net, fast, x, rounds=1)}
+    steps = fast.report.plans.steps
+    assert sum(sum(row.operators.values()) for row in rows.values()) == steps + fast.report.plans.outside_count()
+    assert rows["head"].operators == {"linear": 1} and rows["head"].after > 0
 
 
 def test_half_precision_and_real_time(case):

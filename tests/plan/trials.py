@@ -15,6 +15,7 @@ from torch import Tensor
 from fastcnn.accelerate.plan import words
 from fastcnn.accelerate.plan.builder import Builder, Plan, StepNote, View
 from fastcnn.accelerate.plan.planned import lanes
+from fastcnn.accelerate.plan.weights import Blob
 from fastcnn.accelerate.plan.words import NONE, Binary, Pool
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -212,7 +213,7 @@ def plan_of(trial: Trial, layout: str) -> Plan:
     buffers in the arena, which other steps fill and empty. ``late``: the same, with the step where several images share
     its weights.
     """
-    builder = Builder(lanes())
+    builder = Builder(Blob(lanes()))
     before, behind = (0, 0) if layout == "dense" else MARGINS
     inside = layout in ("arena", "late")
     at: dict[str, int] = {}

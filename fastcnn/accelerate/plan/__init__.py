@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans: what the CPU runs in one call. ``csrc/cpu/plan`` executes them."""
 
-from .planned import Planned, plan
+from .builder import Plan, StepNote
+from .op import AVAILABLE
+from .planned import Planned, lanes, plan
+from .sizes import at_sizes
+from .weights import Blob, BlobFull
 
-__all__ = ["Planned", "plan"]
+__all__ = ["AVAILABLE", "Blob", "BlobFull", "Plan", "Planned", "StepNote", "at_sizes", "lanes", "plan"]

@@ -51,7 +51,7 @@ class View:
 
 
 class StepNote(NamedTuple):
-    """What the profile says about a step, per image."""
+    """What the profile says about a step: multiply-adds and bytes of maps of one image, and bytes of weights."""
 
     name: str
     layer: str
@@ -71,8 +71,8 @@ class Plan(NamedTuple):
 
 
 class Builder:
-    def __init__(self, lanes: int) -> None:
-        self.blob = Blob(lanes)
+    def __init__(self, blob: Blob) -> None:
+        self.blob = blob
         self.buffers: list[Buffer] = []
         self.values: list[View] = []
         self.steps: list = []
@@ -124,6 +124,7 @@ class Builder:
         self.notes.append(note)
 
     def finish(self) -> Plan:
+        """To be called when all plans on this blob have all their steps."""
         lives: dict[int, list[int]] = {}
         for i, step in enumerate(self.steps):
             for value in values_of(step, READS) + values_of(step, WRITES):

@@ -42,7 +42,7 @@ def conv(low: Lowering, node: fx.Node) -> None:
                              low.builder.blob.matrix(w.flatten(1)), low.vector(b), NONE, NONE, 0, kind)  # fmt: skip
         else:
             # [O, C / G, kH, kW] -> [G][O / G][kH kW C / G]: channels innermost, as the map has them
-            packed = w.permute(0, 2, 3, 1).reshape(conv.groups, (end - start) // conv.groups, -1)
+            packed = w.permute(0, 2, 3, 1).unflatten(0, (conv.groups, -1))
             step = ConvStep(low.builder.number(x), low.builder.number(y), residual, low.builder.blob.groups(packed),
                             low.vector(b, conv.groups), kernel_h, kernel_w, *conv.stride, top, left, *conv.dilation,
                             conv.groups, kind)  # fmt: skip
@@ -119,7 +119,7 @@ def linear(low: Lowering, node: fx.Node) -> None:
     matrix = low.tensor(weight)
     map_shape = low.flattened.get(x)
     if map_shape is not None:  # the columns follow the channels-last order of the map
-        matrix = matrix.reshape(-1, *map_shape).permute(0, 2, 3, 1).flatten(1)
+        matrix = matrix.reshape(-1, *map_shape).permute(0, 2, 3, 1)
     y = low.result(node)
     step = Pointwise(low.number(x), low.builder.number(y), NONE, NONE, low.builder.blob.matrix(matrix),
                      low.vector(low.tensor(bias)), NONE, NONE, 0, 0)  # fmt: skip

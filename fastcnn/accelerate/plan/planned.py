@@ -13,11 +13,13 @@ from ..._library import isa_active
 from ..program import CONV, is_op
 from . import concats, fuse, lower_blocks
 from .builder import Builder, Plan
-from .lowering import lower
-from .op import AVAILABLE
+from .lowering import FREE, lower
 from .segments import segments
 from .state import PICTURE_CHANNELS, Lowering
 from .supports import Shapes, image_shapes, reason_against
+from .weights import Blob
+
+LONELY = "too few steps beside it for a plan"
 
 
 class Planned(NamedTuple):
@@ -25,6 +27,7 @@ class Planned(NamedTuple):
 
     program: fx.GraphModule
     plans: list[Plan]
+    served: list[list[fx.Node]]  # of the original program, by plan
     reasons: dict[str, str]  # name of each node that no plan serves: why
 
 
@@ -33,10 +36,13 @@ def lanes() -> int:
     return {"avx512": 16, "avx2": 8}.get(isa_active(), 4)
 
 
-def plan(program: fx.GraphModule) -> Planned | None:
-    """``program`` with plans in it, on copies of its weights; None where no part of it is worth one, or nothing runs them."""
-    if not AVAILABLE:
-        return None
+def plan(program: fx.GraphModule, blob: Blob) -> Planned:
+    """``program`` with plans in it, on weights packed into ``blob``; ``plans`` is empty where no part is worth one.
+
+    Args:
+        program: of known sizes: ``meta["val"]`` of each node is a tensor that may be fake, of which the batch may be a symbol.
+    Raises: BlobFull.
+    """
     shapes = image_shapes(program)
     reasons = {}
     served = set()
@@ -49,14 +55,17 @@ def plan(program: fx.GraphModule) -> Planned | None:
         else:
             reasons[node.name] = reason
     parts = segments(program.graph, served)
-    if not parts:
-        return None
-    plans = [_build(program, nodes, shapes) for nodes in parts]
-    return Planned(_rebuilt(program, parts, plans, shapes), [each for each, _, _ in plans], reasons)
+    reasons |= {node.name: LONELY for node in served.difference(*parts) if node.target not in FREE}
+    lowered = [_lower(program, nodes, shapes, blob) for nodes in parts]
+    plans = [(builder.finish(), inputs, outputs) for builder, inputs, outputs in lowered]
+    rebuilt = _rebuilt(program, parts, plans, shapes) if plans else program
+    return Planned(rebuilt, [each for each, _, _ in plans], parts, reasons)
 
 
-def _build(program: fx.GraphModule, nodes: list[fx.Node], shapes: Shapes) -> tuple[Plan, list[fx.Node], list[fx.Node]]:
-    """The plan of these nodes, the nodes that it takes and those that it gives."""
+def _lower(
+    program: fx.GraphModule, nodes: list[fx.Node], shapes: Shapes, blob: Blob
+) -> tuple[Builder, list[fx.Node], list[fx.Node]]:
+    """The steps of these nodes, the nodes that they take and those that they give."""
     inside = set(nodes)
     inputs: list[fx.Node] = []
     for node in nodes:
@@ -64,7 +73,7 @@ def _build(program: fx.GraphModule, nodes: list[fx.Node], shapes: Shapes) -> tup
             each for each in node.all_input_nodes if each not in inside and each.op != "get_attr" and each not in inputs
         ]
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-    builder = Builder(lanes())
+    builder = Builder(blob)
     low = Lowering(program, shapes, builder)
     for node in inputs:
         low.views[node] = builder.input(shapes[node], _is_picture(node, inside, shapes))
@@ -77,7 +86,7 @@ def _build(program: fx.GraphModule, nodes: list[fx.Node], shapes: Shapes) -> tup
             lower_blocks.block(low, fused[node])
     for node in outputs:
         builder.make_output(low.views[node], shapes[node])
-    return builder.finish(), inputs, outputs
+    return builder, inputs, outputs
 
 
 def _is_picture(node: fx.Node, inside: set[fx.Node], shapes: Shapes) -> bool:
@@ -109,6 +118,7 @@ def _rebuilt(program: fx.GraphModule, parts: list[list[fx.Node]], plans: list, s
         constants = [graph.create_node("get_attr", f"{name}_{i}") for name in ("program", "weights")]
         taken = [copied[each] for each in inputs]
         call = graph.call_function(torch.ops.fastcnn.run_plan.default, (taken, *constants, built.output_shapes))
+        call.meta = {"val": [node.meta["val"] for node in outputs], "plan": built}
         for j, node in enumerate(outputs):
             copied[node] = graph.call_function(operator.getitem, (call, j))
             copied[node].meta = dict(node.meta)

@@ -161,7 +161,7 @@ _CHECKS: dict[Any, Any] = {
 def image_shapes(program: fx.GraphModule) -> Shapes:
     """Of every float32 map ``[N, C, H, W]`` and vector ``[N, C]`` of fixed extents: its shape without the batch.
 
-    The batch is that of the first input; what has another one is left out.
+    The batch is that of the first input; what has another one, or no pixels, is left out.
     """
     found = {}
     batch = None
@@ -181,7 +181,7 @@ def image_shapes(program: fx.GraphModule) -> Shapes:
         if not _same(val.shape[0], batch):
             continue
         extents = [extent if isinstance(extent, int) else extent.node.maybe_as_int() for extent in val.shape[1:]]
-        if all(extent is not None for extent in extents):
+        if all(extent is not None and extent > 0 for extent in extents):
             found[node] = tuple(extents)
     return found
 

@@ -1,41 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of a plan, packed into one vector of float32 for the vector width of this machine."""
+"""The weights of plans, packed into one vector of float32 for the vector width of this machine."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .words import ALIGNMENT
 
+_SPARE = 2  # times what the first image size needs: room for what other sizes pack otherwise
+
+
+class BlobFull(Exception):
+    """What was asked for does not fit into the memory that earlier plans read from: begin another blob."""
+
 
 class Blob:
-    """Collects packed weights; ``offset`` of each in floats. Equal requests for one tensor share their place."""
+    """Collects packed weights; ``offset`` of each in floats.
 
-    def __init__(self, lanes: int) -> None:
+    It serves all plans of a module. A weight that was asked for before, whole or as the same view, keeps its place; memory
+    is taken at the first :meth:`tensor` and never moves, so that plans may run while others are made.
+
+    Args:
+        lanes: floats of a vector.
+        weights: tensors that stay alive and unchanged as long as the blob; others may be temporary.
+        grows: plans for further image sizes may come.
+    """
+
+    def __init__(self, lanes: int, weights: Iterable[Tensor] = (), grows: bool = False) -> None:
         self.lanes = lanes
         self.size = 0
-        self._parts: list[tuple[int, Tensor]] = []
-
-    def add(self, packed: Tensor) -> int:
-        offset = self.size
-        self._parts.append((offset, packed.reshape(-1)))
-        self.size += -(-packed.numel() // ALIGNMENT) * ALIGNMENT
-        return offset
+        self._lasting = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._room = _SPARE if grows else 1
+        self._places: dict[tuple, int] = {}
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._memory: Tensor | None = None
 
     def tensor(self) -> Tensor:
-        blob = torch.zeros(self.size, dtype=torch.float32)
-        for offset, part in self._parts:
-            blob[offset : offset + part.numel()] = part
-        return blob
+        """All that was asked for so far: plans made until now take exactly this.
+
+        Raises: BlobFull.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            if self._memory is None:
+                self._memory = torch.empty(self._room * self.size, dtype=torch.float32)
+            if self.size > self._memory.numel():
+                raise BlobFull
+            for offset, source in self._waiting:
+                _write(self._memory[offset : offset + self._extent(source)], source, self.lanes)
+            self._waiting.clear()
+            return self._memory[: self.size]
 
     def matrix(self, weight: Tensor) -> int:
-        """``[O, K]`` -> ``[ceil(O / lanes)][K][lanes]``."""
-        return self.add(_by_vectors(weight, self.lanes))
+        """``[O, K...]`` -> ``[ceil(O / lanes)][K...][lanes]``."""
+        return self._add(weight.unsqueeze(0))
 
     def groups(self, weight: Tensor) -> int:
-        """``[G, O, K]`` -> ``[G][ceil(O / lanes)][K][lanes]``."""
-        return self.add(torch.stack([_by_vectors(each, self.lanes) for each in weight]))
+        """``[G, O, K...]`` -> ``[G][ceil(O / lanes)][K...][lanes]``."""
+        return self._add(weight)
 
     def bf16(self, weight: Tensor) -> int:
         """``[O, taps, C]`` -> bfloat16 ``[ceil(O / 16)][taps ceil(C / 32)][16][16][2]``: pairs of input channels together."""
@@ -46,11 +70,35 @@ class Blob:
 
     def vector(self, values: Tensor, groups: int = 1) -> int:
         """``[G * O]`` -> ``[G][ceil(O / lanes)][lanes]``."""
-        rows = values.detach().float().reshape(groups, -1)
-        return self.add(torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.lanes)))
+        return self._add(values.reshape(groups, -1))
+
+    def _add(self, source: Tensor) -> int:
+        source = source.detach()
+        lasting = source.untyped_storage().data_ptr() in self._lasting
+        key = (source.data_ptr(), source.shape, source.stride(), source.dtype)
+        if lasting and key in self._places:
+            return self._places[key]
+        offset = self.size
+        self.size += self._extent(source)
+        self._waiting.append((offset, source))
+        if lasting:
+            self._places[key] = offset
+        return offset
+
+    def _extent(self, source: Tensor) -> int:
+        groups, rows = source.shape[:2]
+        columns = source[0, 0].numel()
+        return -(-groups * -(-rows // self.lanes) * self.lanes * columns // ALIGNMENT) * ALIGNMENT
 
 
-def _by_vectors(weight: Tensor, lanes: int) -> Tensor:
-    rows = weight.detach().float()
-    rows = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % lanes))
-    return rows.reshape(-1, lanes, rows.shape[1]).transpose(1, 2).contiguous()
+def _write(to: Tensor, source: Tensor, lanes: int) -> None:
+    """``[G, O, K...]`` in vectors of rows; what is left of the last one is zero, and of ``to`` too."""
+    groups, rows, *columns = source.shape
+    vectors, whole, left = -(-rows // lanes), rows // lanes, rows % lanes
+    count = groups * vectors * source[0, 0].numel() * lanes
+    to[count:].zero_()
+    packed = to[:count].view(groups, vectors, *columns, lanes)
+    packed[:, :whole].copy_(source[:, : whole * lanes].unflatten(1, (whole, lanes)).movedim(2, -1))
+    if left:
+        packed[:, whole, ..., :left].copy_(source[:, whole * lanes :].movedim(1, -1))
+        packed[:, whole, ..., left:].zero_()

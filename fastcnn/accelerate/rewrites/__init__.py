@@ -52,22 +52,25 @@ REWRITES: dict[str, Rewrite] = {
     )
 }
 
+PLAN = "plan"  # no rewrite: whether the CPU runs what it can in plans
+
 _OFF_ON_CPU = {"channel_gather"}  # moves fewer bytes, and takes longer: aten.cat is slow over narrow slices
 
 
 def check_mapping(mapping: Mapping[str, bool] | None, device: str = "cpu") -> dict[str, bool]:
-    """``mapping`` with every rewrite in it; where it does not say, what is best on ``device``.
+    """``mapping`` with every rewrite and ``PLAN`` in it; where it does not say, what is best on ``device``.
 
     Raises: TypeError for what maps no names to bools; ValueError for an unknown name, with the nearest ones.
     """
     given = {} if mapping is None else mapping
     if not isinstance(given, Mapping) or not all(isinstance(on, bool) for on in given.values()):
         raise TypeError(f"accelerate: mapping must be a dict of rewrite names to True or False, got {mapping!r}")
+    known = [*REWRITES, PLAN]
     for name in given:
-        if name not in REWRITES:
-            near = difflib.get_close_matches(str(name), REWRITES, n=3) or list(REWRITES)
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=3) or known
             raise ValueError(f"accelerate: mapping must name rewrites, got {name!r}; nearest: {', '.join(near)}")
-    return {name: given.get(name, device != "cpu" or name not in _OFF_ON_CPU) for name in REWRITES}
+    return {name: given.get(name, device != "cpu" or name not in _OFF_ON_CPU) for name in known}
 
 
 def rewrite(program: fx.GraphModule, mapping: Mapping[str, bool] | None = None, device: str = "cpu") -> dict[str, int]:
@@ -77,6 +80,7 @@ def rewrite(program: fx.GraphModule, mapping: Mapping[str, bool] | None = None, 
     """
     notes = Notes()
     normalise(program, notes)
-    counts = {name: REWRITES[name](program, notes) if on else 0 for name, on in check_mapping(mapping, device).items()}
+    on = check_mapping(mapping, device)
+    counts = {name: each(program, notes) if on[name] else 0 for name, each in REWRITES.items()}
     sweep(program)
     return counts
