@@ -35,11 +35,22 @@ def add_parser(commands: Any) -> None:
         help="fastcnn's; the reference is timed in both (default: channels_last)",
     )
     parser.add_argument("--rounds", type=positive_int, default=15, metavar="N", help="undisturbed rounds (default: 15)")
+    parser.add_argument(
+        "--layers", action="store_true",
+        help="accelerate() step by step: time, GFLOP/s, GB/s, percent of the peak; MODEL as `fastcnn accelerate` takes it",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="with --layers: draw the time of each step")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.layers:
+        from fastcnn.cli import layers
+
+        return layers.run(args)
+    if args.plot:
+        raise UsageError("--plot draws what --layers measures: give both")
     import torch
 
     from fastcnn.benchmark import bench_model
