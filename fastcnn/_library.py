@@ -145,7 +145,8 @@ def _check_isa_request() -> None:
         )
 
 
-def _ask(symbol: str) -> str | None:
+def ask(symbol: str) -> str | None:
+    """What a function without arguments of the CPU library answers, None without the library."""
     if not CPU.loaded:
         return None
     function = getattr(ctypes.CDLL(str(CPU.path)), symbol)
@@ -155,12 +156,12 @@ def _ask(symbol: str) -> str | None:
 
 def isa_active() -> str | None:
     """The instruction set whose kernels run in this process, None without the compiled library."""
-    return _ask("fastcnn_isa_active")
+    return ask("fastcnn_isa_active")
 
 
 def isa_machine() -> str | None:
     """The best instruction set that both this processor and the build have."""
-    return _ask("fastcnn_isa_machine")
+    return ask("fastcnn_isa_machine")
 
 
 def has_kernel(op: str, key: str) -> bool:

@@ -18,6 +18,7 @@ from .archive import save as write_archive
 from .document import DTYPES
 from .graph import CudaGraphs
 from .packed import Packed
+from .plan import can_bf16
 from .profile import Profile, profile
 from .program import aten, is_map, shape, value
 from .report import Plans, Report, operators, plans
@@ -143,6 +144,8 @@ class Accelerated(nn.Module):
         if dtype is None:
             return "it has no weights"
         name = str(dtype).removeprefix("torch.")
+        if dtype == torch.bfloat16:
+            return None if can_bf16() else "its weights are bfloat16, which this processor has no matrix unit for"
         return None if dtype == torch.float32 else f"its weights are {name}, plans compute in float32"
 
     @property

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastcnn  # noqa: F401
-from fastcnn._library import _ask
+from fastcnn._library import ask
 from fastcnn.accelerate.plan.builder import Builder, Plan, StepNote
 from fastcnn.accelerate.plan.words import ACTIVATIONS, NONE, ConvBf16, PointwiseBf16
 from fastcnn.ops.activation import activation_reference
 from tests.plan.checked import threads
 
-pytestmark = pytest.mark.skipif(_ask("fastcnn_plan_bf16") != "yes", reason="a processor without AMX")
+pytestmark = pytest.mark.skipif(ask("fastcnn_plan_bf16") != "yes", reason="a processor without AMX")
 
 SIZES = [(1, 1), (7, 5), (16, 16), (20, 37), (33, 17), (64, 31), (96, 100)]
 WINDOWS = [(1, 1, 2, 0, 1), (3, 3, 1, 1, 1), (3, 3, 2, 1, 1), (1, 7, 1, 3, 1), (5, 5, 1, 2, 1), (3, 3, 1, 2, 2)]

@@ -3,8 +3,8 @@
 
 from .builder import Plan, StepNote
 from .op import AVAILABLE
-from .planned import Planned, lanes, plan
+from .planned import Planned, can_bf16, lanes, plan
 from .sizes import at_sizes
 from .weights import Blob, BlobFull
 
-__all__ = ["AVAILABLE", "Blob", "BlobFull", "Plan", "Planned", "StepNote", "at_sizes", "lanes", "plan"]
+__all__ = ["AVAILABLE", "Blob", "BlobFull", "Plan", "Planned", "StepNote", "at_sizes", "can_bf16", "lanes", "plan"]

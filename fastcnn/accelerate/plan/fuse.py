@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import fx
 
-from ..program import CONV, DEPTHWISE, POINTWISE, Conv, arguments, is_op, only_user, tensor_of
+from ..program import CONV, DEPTHWISE, POINTWISE, Conv, arguments, is_op, only_user
 from .lower_convs import padding_of
 from .supports import Shapes
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..program import SE_GATE, SE_SCALE, Conv, arguments, is_op
 from .builder import View
 from .state import Lowering
-from .words import ACTIVATIONS, NONE, Binary, Depthwise, Elementwise, GlobalPool, Pointwise
+from .words import ACTIVATIONS, NONE, Binary, ConvBf16, Depthwise, Elementwise, GlobalPool, Pointwise, PointwiseBf16
 from .words import Conv as ConvStep
+
+LEAST_BF16 = 16  # channels: with fewer most of a tile's depth is padding
 
 
 def padding_of(padding: tuple[int, ...], size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
@@ -37,7 +39,15 @@ def conv(low: Lowering, node: fx.Node) -> None:
     residual, kind = low.number(conv.residual), ACTIVATIONS.index(conv.activation)
     for start, end, y in low.pieces(node):
         w, b = weight[start:end], bias if bias is None else bias[start:end]
-        if plain:
+        if low.bf16 and conv.groups == 1 and x.C >= LEAST_BF16:
+            packed = low.builder.blob.bf16(w.permute(0, 2, 3, 1).flatten(1, 2))
+            ends = low.builder.number(x), low.builder.number(y), residual
+            if plain:
+                step = PointwiseBf16(*ends, NONE, packed, low.vector(b), NONE, NONE, 0, kind)
+            else:
+                step = ConvBf16(*ends, packed, low.vector(b), kernel_h, kernel_w, *conv.stride, top, left,
+                                *conv.dilation, 1, kind)  # fmt: skip
+        elif plain:
             step = Pointwise(low.builder.number(x), low.builder.number(y), residual, NONE,
                              low.builder.blob.matrix(w.flatten(1)), low.vector(b), NONE, NONE, 0, kind)  # fmt: skip
         else:
@@ -103,14 +113,22 @@ def se_scale(low: Lowering, node: fx.Node) -> None:
     low.add(node, step, 0, (x,))
 
 
+def product(low: Lowering, matrix: Tensor) -> tuple[type, int]:
+    """The step that multiplies by ``[O, K...]``, and where that is packed."""
+    if low.bf16 and matrix[0].numel() >= LEAST_BF16:
+        return PointwiseBf16, low.builder.blob.bf16(matrix.flatten(1).unsqueeze(1))
+    return Pointwise, low.builder.blob.matrix(matrix)
+
+
 def pointwise(low: Lowering, node: fx.Node) -> None:
     a = arguments(node)
     weight = low.tensor(a["weight"])
     y = low.result(node)
-    step = Pointwise(low.number(a["x"]), low.builder.number(y), low.number(a["residual"]), low.number(a["gate"]),
-                     low.builder.blob.matrix(weight.flatten(1)), low.vector(low.tensor(a["bias"])),
-                     low.vector(low.tensor(a["scale"])), low.vector(low.tensor(a["shift"])),
-                     ACTIVATIONS.index(a["prologue"]), ACTIVATIONS.index(a["activation"]))  # fmt: skip
+    kind, packed = product(low, weight.flatten(1))
+    step = kind(low.number(a["x"]), low.builder.number(y), low.number(a["residual"]), low.number(a["gate"]), packed,
+                low.vector(low.tensor(a["bias"])), low.vector(low.tensor(a["scale"])),
+                low.vector(low.tensor(a["shift"])), ACTIVATIONS.index(a["prologue"]),
+                ACTIVATIONS.index(a["activation"]))  # fmt: skip
     low.add(node, step, weight.numel() * y.H * y.W, (low.view(a["x"]), low.view(a["residual"])), weight.numel())
 
 
@@ -121,6 +139,8 @@ def linear(low: Lowering, node: fx.Node) -> None:
     if map_shape is not None:  # the columns follow the channels-last order of the map
         matrix = matrix.reshape(-1, *map_shape).permute(0, 2, 3, 1)
     y = low.result(node)
-    step = Pointwise(low.number(x), low.builder.number(y), NONE, NONE, low.builder.blob.matrix(matrix),
-                     low.vector(low.tensor(bias)), NONE, NONE, 0, 0)  # fmt: skip
+    kind, packed = product(low, matrix)
+    step = kind(
+        low.number(x), low.builder.number(y), NONE, NONE, packed, low.vector(low.tensor(bias)), NONE, NONE, 0, 0
+    )
     low.add(node, step, matrix.numel(), (low.view(x),), matrix.numel(), "linear")

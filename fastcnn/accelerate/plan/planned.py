@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ..._library import isa_active
+from ..._library import ask, isa_active
 from ..program import CONV, is_op
 from . import concats, fuse, lower_blocks
 from .builder import Builder, Plan
@@ -34,6 +34,11 @@ class Planned(NamedTuple):
 def lanes() -> int:
     """Floats of a vector of the CPU kernels in use."""
     return {"avx512": 16, "avx2": 8}.get(isa_active(), 4)
+
+
+def can_bf16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 for plans."""
+    return ask("fastcnn_plan_bf16") == "yes"
 
 
 def plan(program: fx.GraphModule, blob: Blob) -> Planned:
@@ -74,11 +79,12 @@ def _lower(
         ]
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     builder = Builder(blob)
-    low = Lowering(program, shapes, builder)
+    bf16 = can_bf16() and any(node.meta["val"].dtype == torch.bfloat16 for node in nodes)
+    low = Lowering(program, shapes, builder, bf16)
     for node in inputs:
         low.views[node] = builder.input(shapes[node], _is_picture(node, inside, shapes))
     concats.assign(nodes, low)
-    fused = fuse.blocks(nodes, program, shapes)
+    fused = {} if bf16 else fuse.blocks(nodes, program, shapes)
     for node in nodes:
         if node not in fused:
             lower(node, low)
@@ -111,17 +117,25 @@ def _rebuilt(program: fx.GraphModule, parts: list[list[fx.Node]], plans: list, s
     root = torch.nn.Module()
     copied: dict[fx.Node, fx.Node] = {}
 
+    def cast(node: fx.Node, has: torch.dtype, wants: torch.dtype) -> fx.Node:
+        if has == wants:
+            return node
+        found = graph.call_function(torch.ops.aten.to.dtype, (node, wants))
+        found.meta = dict(node.meta)
+        return found
+
     def emit_plan(i: int) -> None:
         built, inputs, outputs = plans[i]
         for name, tensor in (("program", built.program), ("weights", built.weights)):
             object.__setattr__(root, f"{name}_{i}", tensor)
         constants = [graph.create_node("get_attr", f"{name}_{i}") for name in ("program", "weights")]
-        taken = [copied[each] for each in inputs]
+        taken = [cast(copied[each], each.meta["val"].dtype, torch.float32) for each in inputs]
         call = graph.call_function(torch.ops.fastcnn.run_plan.default, (taken, *constants, built.output_shapes))
         call.meta = {"val": [node.meta["val"] for node in outputs], "plan": built}
         for j, node in enumerate(outputs):
-            copied[node] = graph.call_function(operator.getitem, (call, j))
-            copied[node].meta = dict(node.meta)
+            result = graph.call_function(operator.getitem, (call, j))
+            result.meta = dict(node.meta)
+            copied[node] = cast(result, torch.float32, node.meta["val"].dtype)
 
     def emit(node: fx.Node) -> None:
         if node.op == "get_attr":

@@ -22,8 +22,10 @@ def channel_range(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> tupl
 class Lowering:
     """The state of one lowering: where the result of every node is."""
 
-    def __init__(self, program: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], builder: Builder) -> None:
+    def __init__(self, program: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], builder: Builder,
+                 bf16: bool = False) -> None:  # fmt: skip
         self.program = program
+        self.bf16 = bf16  # products take operands rounded to bfloat16
         self.shapes = shapes  # of one image
         self.builder = builder
         self.views: dict[fx.Node, View] = {}

@@ -11,11 +11,12 @@ from torch import Tensor, fx
 from ..program import BATCH_NORM, CONV, DEPTHWISE, POINTWISE, SE_GATE, SE_SCALE, Conv, arguments, aten, is_op, tensor_of
 from .lowering import TABLE
 
+DTYPES = (torch.float32, torch.bfloat16)  # of maps: between plans; within one they are float32
 Shapes = dict[fx.Node, tuple[int, ...]]
 
 
 def reason_against(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
-    """None when ``node`` can be a step; else why not. ``shapes`` are those of float32 maps and vectors, without batch."""
+    """None when ``node`` can be a step; else why not. ``shapes`` are those of maps and vectors, without batch."""
     if node.op != "call_function":
         return "no operator"
     if getattr(node.target, "__name__", "") == "getitem":
@@ -28,12 +29,12 @@ def reason_against(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> st
 
 def _check(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
     if node not in shapes:
-        return "its result is no float32 map or vector"
+        return "its result is no map or vector of floats"
     weights = [each for each in node.all_input_nodes if each.op == "get_attr"]
-    if any(tensor_of(program, each).dtype != torch.float32 for each in weights):
-        return "its weights are not float32"
+    if any(tensor_of(program, each).dtype not in DTYPES for each in weights):
+        return "its weights are not float32 or bfloat16"
     if any(each.op != "get_attr" and each not in shapes for each in node.all_input_nodes):
-        return "an operand is no float32 map or vector"
+        return "an operand is no map or vector of floats"
     check = _CHECKS.get(node.target)
     return check(program, node, shapes) if check else None
 
@@ -159,7 +160,7 @@ _CHECKS: dict[Any, Any] = {
 
 
 def image_shapes(program: fx.GraphModule) -> Shapes:
-    """Of every float32 map ``[N, C, H, W]`` and vector ``[N, C]`` of fixed extents: its shape without the batch.
+    """Of every map ``[N, C, H, W]`` and vector ``[N, C]`` of fixed extents in a dtype of plans: its shape without the batch.
 
     The batch is that of the first input; what has another one, or no pixels, is left out.
     """
@@ -169,12 +170,7 @@ def image_shapes(program: fx.GraphModule) -> Shapes:
         if is_op(node, SE_SCALE) and node.args[0] in found:
             found[node] = found[node.args[0]]
         val = node.meta.get("val")
-        if (
-            node.op == "get_attr"
-            or not isinstance(val, Tensor)
-            or val.dtype != torch.float32
-            or val.dim() not in (2, 4)
-        ):
+        if node.op == "get_attr" or not isinstance(val, Tensor) or val.dtype not in DTYPES or val.dim() not in (2, 4):
             continue
         if batch is None:
             batch = val.shape[0]

@@ -35,7 +35,7 @@ class Blob:
         self._lasting = {weight.untyped_storage().data_ptr() for weight in weights}
         self._room = _SPARE if grows else 1
         self._places: dict[tuple, int] = {}
-        self._waiting: list[tuple[int, Tensor]] = []
+        self._waiting: list[tuple[int, Tensor, bool]] = []
         self._memory: Tensor | None = None
 
     def tensor(self) -> Tensor:
@@ -48,8 +48,12 @@ class Blob:
                 self._memory = torch.empty(self._room * self.size, dtype=torch.float32)
             if self.size > self._memory.numel():
                 raise BlobFull
-            for offset, source in self._waiting:
-                _write(self._memory[offset : offset + self._extent(source)], source, self.lanes)
+            for offset, source, bf16 in self._waiting:
+                to = self._memory[offset : offset + self._extent(source, bf16)]
+                if bf16:
+                    _write_bf16(to, source)
+                else:
+                    _write(to, source, self.lanes)
             self._waiting.clear()
             return self._memory[: self.size]
 
@@ -63,29 +67,29 @@ class Blob:
 
     def bf16(self, weight: Tensor) -> int:
         """``[O, taps, C]`` -> bfloat16 ``[ceil(O / 16)][taps ceil(C / 32)][16][16][2]``: pairs of input channels together."""
-        outputs, taps, channels = weight.shape
-        padded = torch.nn.functional.pad(weight.detach(), (0, -channels % 32, 0, 0, 0, -outputs % 16))
-        tiles = padded.reshape(-1, 16, taps * padded.shape[2] // 32, 16, 2).permute(0, 2, 3, 1, 4)
-        return self.add(tiles.to(torch.bfloat16).contiguous().reshape(-1).view(torch.float32))
+        return self._add(weight, bf16=True)
 
     def vector(self, values: Tensor, groups: int = 1) -> int:
         """``[G * O]`` -> ``[G][ceil(O / lanes)][lanes]``."""
         return self._add(values.reshape(groups, -1))
 
-    def _add(self, source: Tensor) -> int:
+    def _add(self, source: Tensor, bf16: bool = False) -> int:
         source = source.detach()
         lasting = source.untyped_storage().data_ptr() in self._lasting
-        key = (source.data_ptr(), source.shape, source.stride(), source.dtype)
+        key = (source.data_ptr(), source.shape, source.stride(), source.dtype, bf16)
         if lasting and key in self._places:
             return self._places[key]
         offset = self.size
-        self.size += self._extent(source)
-        self._waiting.append((offset, source))
+        self.size += self._extent(source, bf16)
+        self._waiting.append((offset, source, bf16))
         if lasting:
             self._places[key] = offset
         return offset
 
-    def _extent(self, source: Tensor) -> int:
+    def _extent(self, source: Tensor, bf16: bool) -> int:
+        if bf16:
+            outputs, taps, channels = source.shape
+            return -(-outputs // 16) * taps * -(-channels // 32) * 256
         groups, rows = source.shape[:2]
         columns = source[0, 0].numel()
         return -(-groups * -(-rows // self.lanes) * self.lanes * columns // ALIGNMENT) * ALIGNMENT
@@ -102,3 +106,11 @@ def _write(to: Tensor, source: Tensor, lanes: int) -> None:
     if left:
         packed[:, whole, ..., :left].copy_(source[:, whole * lanes :].movedim(1, -1))
         packed[:, whole, ..., left:].zero_()
+
+
+def _write_bf16(to: Tensor, source: Tensor) -> None:
+    """``[O, taps, C]`` in tiles of 16 outputs and 32 channels, padded with zeros."""
+    outputs, taps, channels = source.shape
+    padded = torch.nn.functional.pad(source, (0, -channels % 32, 0, 0, 0, -outputs % 16))
+    tiles = padded.reshape(-1, 16, taps * padded.shape[2] // 32, 16, 2).permute(0, 2, 3, 1, 4)
+    to.view(torch.bfloat16).copy_(tiles.reshape(-1))
