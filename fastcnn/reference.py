@@ -104,14 +104,18 @@ def relative_error(y: Tensor, truth: Tensor) -> float:
     return float((y.double() - truth).abs().max() / truth.abs().max())
 
 
-def assert_matches(name: str, y: Tensor, references: Mapping[str, Tensor], truth: Tensor) -> float:
+def assert_matches(
+    name: str, y: Tensor, references: Mapping[str, Tensor], truth: Tensor, dtype: torch.dtype | None = None
+) -> float:
     """The parity rule: within 1e-5 of the fp64 ``truth``, or 5 times the references' own error, whichever is larger.
 
-    In half precision the 1e-5 becomes one unit of the mantissa.
+    In half precision the 1e-5 becomes one unit of the mantissa. ``dtype`` is that of the arithmetic, where the output
+    has another.
 
     Returns: the relative error. Raises: WrongOutput naming both.
     """
-    floor = 1e-5 if y.dtype in (torch.float32, torch.float64) else torch.finfo(y.dtype).eps
+    dtype = dtype or y.dtype
+    floor = 1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps
     allowed = max(floor, 5 * max(relative_error(other, truth) for other in references.values()))
     error = relative_error(y, truth)
     if not error <= allowed:

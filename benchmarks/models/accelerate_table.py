@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import fastcnn
 from benchmarks.report import write_section
+from fastcnn.analysis.peers.engines import compiled
 from fastcnn.benchmark import EAGER_CHANNELS_LAST, EAGER_NCHW, interleave
 from fastcnn.reference import WrongOutput, assert_matches
 from tests.accelerate.nets import NETS, Net
@@ -30,17 +30,6 @@ from tests.accelerate.nets import NETS, Net
 SECTION = "accelerate"
 COMPILE, ACCELERATE = "torch.compile, frozen", "accelerate"
 CHECKED = 2  # pictures of a batch that are held against fp64, which is slow
-
-
-def compiled(model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """torch.compile with the weights as constants, which folds batch norm and packs weights; compiled by a first call."""
-    import torch._inductor.config as inductor
-
-    torch._dynamo.reset()
-    run = torch.compile(model, dynamic=False)
-    with inductor.patch(freezing=True):
-        run(x)
-    return lambda: run(x)
 
 
 def check(name: str, y: Any, own: Sequence[Any], truth: Any) -> float:
@@ -65,6 +54,7 @@ def measure(net: Net, batch: int, rounds: int, seconds: float) -> dict[str, Any]
     pixels = x.contiguous(memory_format=torch.channels_last)
     truth = copy.deepcopy(model).double()(x[:CHECKED].double())  # each picture of a batch is computed alone
     own = [model(x), last(pixels)]
+    torch.compiler.reset()
     makers = {
         EAGER_NCHW: lambda: lambda: model(x),
         EAGER_CHANNELS_LAST: lambda: lambda: last(pixels),

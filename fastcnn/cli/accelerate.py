@@ -2,12 +2,9 @@
 """``fastcnn accelerate``: any CNN on the fused ops, what was done to it, and the result as a file."""
 
 import argparse
-import contextlib
-import io
-import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ from fastcnn.cli.console import (
     positive_int,
     print_json,
     print_table,
+    quiet,
     save,
     set_threads,
 )
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     example = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     try:
-        with _quiet():
+        with quiet():
             fast = fastcnn.accelerate.accelerate(model, example, dtype=dtype, strict=False, mapping=mapping)
     except (TypeError, ValueError) as error:
         raise CommandError(_bare(error)) from error
@@ -104,18 +102,6 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(_bare(report.refused))
     _write(args, model, fast, example, rows)
     return 0
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs and prints pages on a model that it cannot export; the reason is in the error's message."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _check_files(*paths: str | None) -> None:

@@ -31,7 +31,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--memory-format",
         choices=("contiguous", "channels_last"),
-        default="channels_last",
         help="fastcnn's; the reference is timed in both (default: channels_last)",
     )
     parser.add_argument("--rounds", type=positive_int, default=15, metavar="N", help="undisturbed rounds (default: 15)")
@@ -39,18 +38,28 @@ def add_parser(commands: Any) -> None:
         "--layers", action="store_true",
         help="accelerate() step by step: time, GFLOP/s, GB/s, percent of the peak; MODEL as `fastcnn accelerate` takes it",
     )  # fmt: skip
-    parser.add_argument("--plot", metavar="FILE", help="with --layers: draw the time of each step")
+    parser.add_argument(
+        "--peers", action="store_true",
+        help="accelerate() beside ONNX Runtime, OpenVINO and torch.compile; MODEL as `fastcnn accelerate` takes it",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="with --layers: draw the time of each step; with --peers: the speeds")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.layers and args.peers:
+        raise UsageError("--layers and --peers are two measurements: give one")
     if args.layers:
         from fastcnn.cli import layers
 
         return layers.run(args)
+    if args.peers:
+        from fastcnn.cli import peers
+
+        return peers.run(args)
     if args.plot:
-        raise UsageError("--plot draws what --layers measures: give both")
+        raise UsageError("--plot draws what --layers or --peers measures: give one of them")
     import torch
 
     from fastcnn.benchmark import bench_model

@@ -2,7 +2,10 @@
 """What the subcommands share: tables for people, JSON for machines, two kinds of failure, the loading of a model."""
 
 import argparse
+import contextlib
+import io
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -53,6 +56,18 @@ def progress(items: Sequence[Any], description: str, least: int = 8) -> Iterator
     from rich.progress import track
 
     yield from track(items, description=description, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """torch logs and prints pages on a model that it cannot export; the reason is in the error's message."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
