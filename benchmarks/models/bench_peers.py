@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.models.peers import foreign, scaling, start
 from benchmarks.report import write_section
+from fastcnn._library import CPU
 from fastcnn.analysis.peers import Row, compare, missing, original
 from fastcnn.analysis.peers.measure import pixels
 from fastcnn.analysis.peers.table import markdown
@@ -118,6 +119,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    if not CPU.loaded:
+        raise SystemExit(
+            f"bench_peers: the compiled library is not in use, nothing is timed: {CPU.reason}; {CPU.fix()}"
+        )
     absent = missing()
     if absent:
         print(f"not here: {', '.join(absent)}; the others run. {pip_command('fastcnn[bench]')}")

@@ -25,18 +25,18 @@ CALLS, TURN = 100, 10  # of each engine; in a row before the next engine has its
 QUIET_TRIES = 5
 
 
-@torch.inference_mode()
 def measure(models: Sequence[str], threads: Sequence[int]) -> Iterator[dict[str, Any]]:
     for name in models:
+        model, size = original(name)
         for count in threads:
             torch.set_num_threads(count)
-            model, size = original(name)
             notes: dict[str, str] = {}
-            with tempfile.TemporaryDirectory() as folder:
-                calls, errors = ready(Case(model, pixels(1, size), Path(folder), count), ENGINES, notes)
-            alone, load = _quiet(calls)
-            with busy_core():
-                beside = hundred(calls)
+            with torch.inference_mode():
+                with tempfile.TemporaryDirectory() as folder:
+                    calls, errors = ready(Case(model, pixels(1, size), Path(folder), count), ENGINES, notes)
+                alone, load = _quiet(calls)
+                with busy_core():
+                    beside = hundred(calls)
             yield {
                 "kind": "foreign", "model": name, "batch": 1, "size": size, "dtype": "float32", "threads": count,
                 "alone": {label: sum(times) * 1e3 for label, times in alone.items()},
@@ -103,6 +103,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             numbers = [f"{value:.{digits}f}" for value, digits in zip(values, (0, 0, 2, 2, 2), strict=True)]
             where = f"{row['model']}{' (noisy)' if row['noisy'] else ''}"
             lines.append(f"| {where} | {row['threads']} | {label} | {' | '.join(numbers)} |")
+        verdicts += [f"Not timed: {label} on {row['model']}: {why}." for label, why in row["notes"].items()]
         if FASTCNN in lost:
             steadier = [label for label in lost if lost[label] < lost[FASTCNN]]
             verdict = f"missed, less is lost by {', '.join(steadier)}" if steadier else "met"

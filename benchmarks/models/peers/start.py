@@ -142,12 +142,13 @@ def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         values = [f"{row[key][label]:.{digits}f}" if label in row[key] else "-" for label in labels]
         lines.append(f"| {row['model']} | {row['threads']} | {' | '.join(values)} | {verdict(kind, row)} |")
-    return "\n".join(lines)
+    notes = [f"Not measured: {label} on {row['model']}: {why}." for row in rows for label, why in row["notes"].items()]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def verdict(kind: str, row: dict[str, Any]) -> str:
     if FASTCNN in row["notes"]:
-        return f"not measured: {row['notes'][FASTCNN]}"
+        return "not measured"
     if kind == "load":
         met = row["load_ms"][FASTCNN] < 1e3 * LOAD_GOAL
         return f"{1e3 * LOAD_GOAL:.0f} ms: {'met' if met else '**missed**'}"

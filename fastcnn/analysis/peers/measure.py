@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcnn.analysis.peers.engines import ENGINES, FASTCNN, Call, Case, Engine, missing
-from fastcnn.analysis.peers.peak import Peak, fma_peak
+from fastcnn.analysis.peers.peak import fma_peak
 from fastcnn.benchmark import Comparison, interleave
 from fastcnn.reference import WrongOutput, assert_matches, calibrate, reference_model, relative_error
 
@@ -173,7 +173,6 @@ def compare(
     rounds: int = 15,
     seconds: float = 120.0,
     engines: Mapping[str, Engine] | None = None,
-    peak: Callable[[int], Peak] = fma_peak,
 ) -> Row:
     """Time every engine on ``model``, in eval mode and float32, and ``x``, [N, C, H, W] in NCHW, with torch's threads.
 
@@ -186,13 +185,13 @@ def compare(
         raise ValueError(f"compare: dtype must be float32 or bfloat16, got {str(dtype).removeprefix('torch.')}")
     threads = torch.get_num_threads()
     row = Row(name, len(x), list(x.shape[1:]), str(dtype).removeprefix("torch."), threads, multiply_adds(model, x))
-    peak(threads)  # and again afterwards: the clock moves
+    fma_peak(threads)  # and again afterwards: the clock moves
     with tempfile.TemporaryDirectory() as folder:
         case = Case(model, x, Path(folder), threads, dtype)
         calls, row.errors = ready(case, engines or ENGINES, row.notes)
         if calls:
             fill(row, interleave(calls, rounds, seconds))
-    row.peak_gflops, row.peak_how = peak(threads)
+    row.peak_gflops, row.peak_how = fma_peak(threads)
     return row
 
 

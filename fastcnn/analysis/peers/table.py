@@ -33,8 +33,8 @@ COLUMNS = (
 LEGEND = (
     "Milliseconds a batch: median (quartiles; minimum). ratio = the fastest peer's median over ours. GFLOP/s and % of "
     "the measured multiply-add peak count two operations for each multiply-add of the definition; peer's % is the "
-    "fastest peer's. OpenVINO and torch.compile: the faster of their forms. error: the largest, over the largest value, "
-    "against the model in fp64."
+    "fastest peer's. OpenVINO and torch.compile: the faster of their forms. error: the largest one against the model "
+    "in fp64, over the largest value."
 )  # fmt: skip
 
 
@@ -99,9 +99,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
         judged = [row for row in group if wanted(row) is not None]
         missed = [row for row in judged if ": met" not in verdict(row)]
         lost = [row for row in group if (row.ratio() or 1.0) < 1.0]
+        goals = f"goals met by {len(judged) - len(missed)} of {len(judged)}, missed: {_names(missed)}. "
         lines.append(
-            f"{key[0]}, batch {key[1]}, {key[2]} threads: goals met by {len(judged) - len(missed)} of {len(judged)}; "
-            f"missed: {_names(missed)}. Slower than the fastest peer: {_names(lost)}."
+            f"{key[0]}, batch {key[1]}, {key[2]} threads: {goals if judged else ''}Slower than the fastest peer: "
+            f"{_names(lost)}."
         )
     absent: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -134,7 +135,7 @@ def draw(rows: Sequence[Row]) -> Any:
     axes.set_xlabel("speed over the fastest peer's; milliseconds a batch, median, beside the bar")
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(SHOWN), fontsize="small")
     first = rows[0]
     axes.set_title(f"{first.dtype}, {first.threads} threads, one interleaved run")
     return figure
