@@ -50,6 +50,8 @@ def test_goals_of_the_issue():
 
 def test_bfloat16_is_held_against_openvino():
     found = row(ours=2.0, dtype="bfloat16", peak=1.0)  # percent of a peak of fp32 counts for nothing
+    assert f"Errors in bfloat16 on torchvision:mobilenet_v2 at batch 1: {FASTCNN} 1.0e-06, {ORT}" in markdown([found])
+    assert "Peak" not in markdown([found])
     found.milliseconds[EAGER] = 0.1
     assert found.ratio() < 1.0 and verdict(found) == "1.2: met"
     found.milliseconds[FASTCNN] = 2.2
@@ -63,6 +65,7 @@ def test_the_table_shows_losses():
     assert len(lines) == 3 and all(line.count("|") == len(COLUMNS) + 1 for line in lines)
     assert "| 2.50 (2.40-2.70; 2.25) |" in lines[0]  # the better of OpenVINO's two
     assert "float32, batch 1, 2 threads: goals met by 0 of 2, missed: torchvision:mobilenet_v2 1.25, " in text
+    assert "Peak of 2 threads, measured beside each row: 10000 GFLOP/s, " in text and "Errors in bfloat16" not in text
     assert "Slower than the fastest peer: torchvision:resnet18 0.83." in text and "2.50 (noisy)" in lines[2]
 
 

@@ -31,9 +31,8 @@ def measure(models: Sequence[str], threads: Sequence[int]) -> Iterator[dict[str,
         for count in threads:
             torch.set_num_threads(count)
             notes: dict[str, str] = {}
-            with torch.inference_mode():
-                with tempfile.TemporaryDirectory() as folder:
-                    calls, errors = ready(Case(model, pixels(1, size), Path(folder), count), ENGINES, notes)
+            with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+                calls, errors = ready(Case(model, pixels(1, size), Path(folder), count), ENGINES, notes)
                 alone, load = _quiet(calls)
                 with busy_core():
                     beside = hundred(calls)

@@ -104,6 +104,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"{key[0]}, batch {key[1]}, {key[2]} threads: {goals if judged else ''}Slower than the fastest peer: "
             f"{_names(lost)}."
         )
+    for threads in sorted({row.threads for row in rows if row.dtype == "float32"}):
+        peaks = [(row.peak_gflops, row.peak_how) for row in rows if (row.dtype, row.threads) == ("float32", threads)]
+        low, high = min(peaks), max(peaks)
+        span = f"{low[0]:.0f} to {high[0]:.0f}" if f"{low[0]:.0f}" != f"{high[0]:.0f}" else f"{high[0]:.0f}"
+        lines.append(f"Peak of {threads} threads, measured beside each row: {span} GFLOP/s, {high[1]}.")
+    for row in rows:
+        if row.dtype == "bfloat16" and row.errors:
+            errors = ", ".join(f"{label} {error:.1e}" for label, error in row.errors.items())
+            lines.append(f"Errors in bfloat16 on {row.model} at batch {row.batch}: {errors}.")
     absent: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for label, why in row.notes.items():
