@@ -17,7 +17,7 @@ from fastcnn.reference import WrongOutput, relative_error
 _IN_PLACE = {"identity": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
              "hardsigmoid": lambda y: F.hardsigmoid(y, inplace=True), "silu": lambda y: F.silu(y, inplace=True), "sigmoid": torch.sigmoid_}
 _WEIGHTS = {"conv_bn_act": (1,), "depthwise_conv2d": (1,), "pointwise_conv2d": (1,), "se_gate": (1, 3),
-            "se_scale": (1, 3)}  # positions among the op's arguments
+            "se_scale": (1, 3), "depthwise_se_gate": (1, 3, 5)}  # positions among the op's arguments
 _FRESH = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
@@ -59,7 +59,7 @@ def build(call: Call, dtype: torch.dtype = torch.float32, memory_format: torch.m
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in tensors) + torch.Size(call.output).numel() * tensors[0].element_size()
     macs = 0
-    if call.op in ("conv_bn_act", "depthwise_conv2d", "pointwise_conv2d"):
+    if call.op in ("conv_bn_act", "depthwise_conv2d", "depthwise_se_gate", "pointwise_conv2d"):
         macs = torch.Size(call.output).numel() * arguments[1][0].numel()
     return Pair(ours, theirs, moved, macs)
 
@@ -154,6 +154,23 @@ def _se_gate(x, w1, b1, w2, b2, activation, gate):
     return lambda: fastcnn.ops.se_gate(x, w1, b1, w2, b2, activation, gate).to(x.dtype), theirs
 
 
+def _depthwise_se_gate(x, weight, bias, w1, b1, w2, b2, stride, padding, dilation, activation, squeeze, gate):
+    four = _resolved(x, weight, stride, padding, dilation)
+    padding = "same" if padding == (-1, -1, -1, -1) else padding
+    m1, m2 = (w.reshape(*w.shape[:2], 1, 1) for w in (w1, w2))
+
+    def ours() -> Tensor:
+        _, scale = fastcnn.ops.depthwise_se_gate(x, weight, bias, w1, b1, w2, b2, stride, padding, dilation, activation, squeeze, gate)
+        return scale.to(x.dtype)  # what the map is wrong in shows in its means
+
+    def theirs() -> Tensor:
+        y = _IN_PLACE[activation](_conv2d(x, weight, bias, stride, four, dilation, x.shape[1]))
+        s = _IN_PLACE[squeeze](F.conv2d(F.adaptive_avg_pool2d(y, 1), m1, b1))
+        return _IN_PLACE[gate](F.conv2d(s, m2, b2)).flatten(1)
+
+    return ours, theirs
+
+
 def _se_scale(x, w1, b1, w2, b2, activation, gate):
     w1, w2 = (w.reshape(*w.shape[:2], 1, 1) for w in (w1, w2))
 
@@ -167,6 +184,7 @@ def _se_scale(x, w1, b1, w2, b2, activation, gate):
 _BUILDERS = {
     "conv_bn_act": _conv_bn_act,
     "depthwise_conv2d": _depthwise,
+    "depthwise_se_gate": _depthwise_se_gate,
     "batch_norm_act": _batch_norm_act,
     "channel_shuffle": _channel_shuffle,
     "channel_shuffle_concat": _channel_shuffle_concat,

@@ -48,6 +48,10 @@ class Call(NamedTuple):
             weight, _, residual, gate, scale, _, prologue, activation = self.arguments[1:]
             front = "gate" if scale is None else f"bn {prologue}{' gate' if gate is not None else ''}"
             return f"{x} {front} ->{weight.shape[0]} {activation}{'+res' if residual is not None else ''}"
+        if self.op == "depthwise_se_gate":
+            _, weight, _, w1, _, _, _, (stride, _), _, _, activation, squeeze, gate = self.arguments
+            window = f"dw{weight.shape[2]}x{weight.shape[3]}s{stride}->{weight.shape[0]}"
+            return f"{x} {window} {activation} r{w1.shape[0]} {squeeze}/{gate}"
         if self.op in ("se_scale", "se_gate"):
             return f"{x} r{self.arguments[1].shape[0]} {self.arguments[5]}/{self.arguments[6]}"
         return f"{x} {self.arguments[-1]}" if isinstance(self.arguments[-1], str) else x
@@ -104,8 +108,16 @@ def _derived(call: Call) -> Iterator[Call]:
 
 
 def _fused(call: Call, following: Call | None) -> Iterator[Call]:
-    """The 1x1 convolution that reads what squeeze-and-excitation or a batch norm writes, as one op."""
-    if following is None or following.op != "conv_bn_act" or following.arguments[0].shape != call.output:
+    """The 1x1 convolution that reads what squeeze-and-excitation or a batch norm writes, the gate of what a depthwise
+    convolution writes, as one op."""
+    if following is None or following.arguments[0] != TensorSpec(call.output):
+        return
+    if following.op == "se_scale" and _is_depthwise(call) and call.arguments[7] is None:
+        x, weight, *_, stride, padding, dilation, _, _, activation = call.arguments
+        (_, *layers), bias = following.arguments, TensorSpec(weight.shape[:1])
+        arguments = (x, weight, bias, *layers[:4], stride, padding, dilation, activation, *layers[4:])
+        yield Call("depthwise_se_gate", arguments, call.output)
+    if following.op != "conv_bn_act":
         return
     x, weight, *_, residual, stride, padding, _, groups, _, activation = following.arguments
     (out, channels, *kernel), unpadded = weight.shape, tuple(padding) in ((0,) * 4, (-1,) * 4)

@@ -39,6 +39,7 @@ class Rule(NamedTuple):
 
 _SAME_BYTES = Choice("cuda", "the compiled kernel moves the same bytes as Triton's and takes less time to launch")
 _DEPTHWISE = Choice("cuda", "a depthwise convolution has a compiled kernel that keeps its window in registers")
+_SUMS = Choice("cuda", "the compiled kernel sums its result as it computes it, Triton reads it again for the means")
 _GROUPS = Choice("cuda", "the few channels of a group would leave Triton's tensor-core tiles mostly empty")
 _WIDE = Choice("cuda", "Triton has no tensor cores for float32 and float64 without TF32")
 _TURING = Choice("cuda", "Triton has no tensor cores of sm_75, cuDNN has")
@@ -106,6 +107,7 @@ RULES = {
         ],
         Rule(_same),
     ),
+    "depthwise_se_gate": Rule(lambda arch: _SUMS),
     "conv_bn_act": Rule(_forward, ("x", "weight", "stride", "groups")),
     "pointwise_conv2d": Rule(_pointwise, ("x", "weight", "gate", "scale", "prologue")),
     "conv_bn_act_train": Rule(_train, ("x", "groups")),

@@ -36,6 +36,7 @@ OPS = {  # op: the file of triton_kernels that has launch_<op>
     "se_scale_backward": "se_scale",
     "depthwise_conv2d": "depthwise_conv2d",
     "depthwise_conv2d_backward": "depthwise_conv2d",
+    "depthwise_se_gate": "se_scale",
     "conv_bn_act": "conv_bn_act",
     "conv_bn_act_train": "conv_bn_act",
     "conv_bn_act_backward": "conv_bn_act_backward",

@@ -197,6 +197,15 @@ def depthwise_conv2d(
     return _end(_cast(z, wide, x.dtype), residual, activation, wide, x)
 
 
+def depthwise_se_gate(
+    x: Value, weight: Value, bias: Value, w1: Value, b1: Value, w2: Value, b2: Value, stride: list[int],
+    padding: list[int], dilation: list[int], activation: str, squeeze: str, gate: str,
+) -> tuple[Value, Value]:  # fmt: skip
+    y = depthwise_conv2d(x, weight, bias, None, stride, padding, dilation, activation)
+    y.dtype = x.dtype  # a result in the making carries none
+    return y, se_gate(y, w1, b1, w2, b2, squeeze, gate)
+
+
 def pointwise_conv2d(
     x: Value, weight: Value, bias: Value, residual: Value, gate: Value, scale: Value, shift: Value, prologue: str,
     activation: str,
@@ -227,7 +236,7 @@ _TRANSLATIONS: dict[str, Callable] = {
     function.__name__: function
     for function in (
         activation, hardswish, channel_shuffle, channel_shuffle_concat, global_avg_pool, se_scale, se_gate,
-        batch_norm_act, depthwise_conv2d, conv_bn_act, pointwise_conv2d, max_pool2d,
+        batch_norm_act, depthwise_conv2d, conv_bn_act, pointwise_conv2d, max_pool2d, depthwise_se_gate,
     )
 }  # fmt: skip
 

@@ -10,6 +10,8 @@ through memory that only this program touches, with a barrier between.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from . import _host
 from ._epilogue import activate, load_or, number, slope, tile
+from .depthwise_conv2d import launch_depthwise_conv2d
 from .global_avg_pool import pixel_sums
 
 _OUT, _IN = 32, 64  # outputs and inputs of a layer that a program holds at a time
@@ -144,6 +147,15 @@ def scales(pooled: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activ
 def launch_se_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str) -> Tensor:
     """gate(w2 @ activation(w1 @ mean(x) + b1) + b2), [N, C]."""
     return _gates(x, _host.is_channels_last(x), w1, b1, w2, b2, activation, gate)[2]
+
+
+def launch_depthwise_se_gate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], activation: str, squeeze: str, gate: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(the convolution, its gates [N, C]). No kernel of Triton leaves sums: the map is read once more for its mean."""
+    y = launch_depthwise_conv2d(x, weight, bias, None, stride, padding, dilation, activation)
+    return y, launch_se_gate(y, w1, b1, w2, b2, squeeze, gate)
 
 
 def _gates(x: Tensor, last: bool, *layers: Tensor | str) -> tuple[Tensor, Tensor, Tensor]:

@@ -89,6 +89,20 @@ struct WeightGradient {
   }
 };
 
+// pooled and scale from sums of x, [N, tiles, C].
+void launch_gates(const char* op, const Tensor& x, const Layers& layers, const Tensor& sums, const Tensor& pooled,
+                  const Tensor& scale, const std::string& activation, const std::string& gate) {
+  const int64_t N = x.size(0), C = x.size(1), HW = x.size(2) * x.size(3);
+  dispatch_types(x, layers.w1, [&](auto tag, auto weight_tag) {
+    using A = Accumulator<typename decltype(tag)::type>;
+    using W = typename decltype(weight_tag)::type;
+    check_shared(op, "C + R", se_gate_shared(C, layers.R), sizeof(A), C, layers.R);
+    check_launch(op, launch_se_gate(kernel_layers<W>(layers, N, C, activation, gate),
+                                    SeSums<A>{data<A>(sums), sums.size(1)}, A(1.0 / double(HW)),
+                                    accumulators<A>(pooled), accumulators<A>(scale), current_stream()));
+  });
+}
+
 }  // namespace
 
 SeGates se_gates(const char* op, const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2,
@@ -99,20 +113,25 @@ SeGates se_gates(const char* op, const Tensor& x, const Tensor& w1, const Tensor
   const Tensor pooled = accumulator_empty(x, {N, C}), scale = accumulator_empty(x, {N, C});
   if (x.numel() == 0) return {x, pooled, scale};
   const Tensor dense = as_layout(x, layout);
-  dispatch_types(x, layers.w1, [&](auto tag, auto weight_tag) {
+  dispatch_dtype(dtype_of(x), [&](auto tag) {
     using S = typename decltype(tag)::type;
-    using W = typename decltype(weight_tag)::type;
     using A = Accumulator<S>;
-    check_shared(op, "C + R", se_gate_shared(C, layers.R), sizeof(A), C, layers.R);
     const PlanePlan plan = plan_plane_sums<S>(layout, N, C, HW, data<S>(dense), nullptr);
-    const Tensor partial = accumulator_empty(x, {N, plan.tiles, C});
-    const SeSums<A> sums = {data<A>(partial), plan.tiles};
-    check_launch(op, launch_plane_sums<S, A, false>(plan, data<S>(dense), nullptr, accumulators<A>(partial), A(1),
+    const Tensor sums = accumulator_empty(x, {N, plan.tiles, C});
+    check_launch(op, launch_plane_sums<S, A, false>(plan, data<S>(dense), nullptr, accumulators<A>(sums), A(1),
                                                     current_stream()));
-    check_launch(op, launch_se_gate(kernel_layers<W>(layers, N, C, activation, gate), sums, A(1.0 / double(HW)),
-                                    accumulators<A>(pooled), accumulators<A>(scale), current_stream()));
+    launch_gates(op, x, layers, sums, pooled, scale, activation, gate);
   });
   return {dense, pooled, scale};
+}
+
+SeGates se_gates_of_sums(const char* op, const Tensor& x, const Tensor& sums, const Tensor& w1, const Tensor& b1,
+                         const Tensor& w2, const Tensor& b2, const std::string& activation, const std::string& gate) {
+  const Layers layers = layers_of(op, x, w1, b1, w2, b2);
+  const int64_t N = x.size(0), C = x.size(1);
+  const Tensor pooled = accumulator_empty(x, {N, C}), scale = accumulator_empty(x, {N, C});
+  if (x.numel() > 0) launch_gates(op, x, layers, sums, pooled, scale, activation, gate);
+  return {x, pooled, scale};
 }
 
 Tensor se_scaled(const char* op, const Tensor& x, Layout layout, const Tensor& scale) {

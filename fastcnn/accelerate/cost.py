@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from .program import aten, fixed
+from .program import DEPTHWISE_SE_GATE, aten, fixed
 
 _VIEWS = {aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose,
           aten.slice, aten.narrow, aten.chunk, aten.split, aten.split_with_sizes, aten.select, aten.expand, aten.expand_as,
           aten.detach, aten.alias, aten.dropout, aten.sym_size, aten.contiguous, aten.unbind, aten.unflatten, aten.t, aten.to,
           aten.lift_fresh_copy, aten.new_empty_strided}  # fmt: skip
+_LAUNCHES = {DEPTHWISE_SE_GATE: 2}  # the convolution and the gate; the sums between them, small, are not counted
 
 
 class Cost(NamedTuple):
@@ -37,7 +38,7 @@ def cost(program: fx.GraphModule, element_size: int = 2) -> Cost:
             launches += 1
             elements += sum(note.bytes - note.weights for note in node.meta["plan"].notes) // 4
         elif is_launch(node):
-            launches += 1
+            launches += _LAUNCHES.get(node.target, 1)
             overwritten = node.args[0] if node.target is aten.copy_.default else None
             read = {each for each in node.all_input_nodes if each.op != "get_attr" and each is not overwritten}
             elements += sum(_elements(each) for each in (*read, node))

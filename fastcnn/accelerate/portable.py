@@ -38,7 +38,7 @@ def to_aten(program: fx.GraphModule) -> int:
         new = LOWER[name](program, call, node, *node.args)
         if is_op(next(iter(node.users), None), operator.getitem):
             for user in list(node.users):
-                replace(program, user, new)
+                replace(program, user, new[user.args[1]] if isinstance(new, tuple) else new)
         else:
             replace(program, node, new)
         count += 1
@@ -115,6 +115,13 @@ def _se_gate(program: fx.GraphModule, call: Call, node: fx.Node, x: fx.Node, *re
     return call(aten.reshape.default, _gate(program, call, x, *rest), [-1, shape(x)[1]])
 
 
+def _depthwise_se_gate(program: fx.GraphModule, call: Call, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None,
+                       *rest: Any) -> tuple[fx.Node, fx.Node]:  # fmt: skip
+    (w1, b1, w2, b2), (stride, padding, dilation, kind, squeeze, gate) = rest[:4], rest[4:]
+    y = _depthwise(program, call, node, x, weight, bias, None, stride, padding, dilation, kind)
+    return y, _se_gate(program, call, node, y, w1, b1, w2, b2, squeeze, gate)
+
+
 def _pointwise(program: fx.GraphModule, call: Call, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None,
                residual: fx.Node | None, gate: fx.Node | None, scale: fx.Node | None, shift: fx.Node | None, prologue: str,
                kind: str) -> fx.Node:  # fmt: skip
@@ -145,13 +152,14 @@ def _max_pool(program: fx.GraphModule, call: Call, node: fx.Node, x: fx.Node, ke
     return call(aten.max_pool2d.default, x, list(kernel), list(stride), list(padding), [1, 1], ceil_mode)
 
 
-LOWER: dict[str, Callable[..., fx.Node]] = {
+LOWER: dict[str, Callable[..., fx.Node | tuple[fx.Node, ...]]] = {
     "activation": lambda program, call, node, x, kind: _activate(call, x, kind),
     "batch_norm_act": _batch_norm,
     "channel_shuffle": _shuffle,
     "channel_shuffle_concat": _shuffle_concat,
     "conv_bn_act": _conv,
     "depthwise_conv2d": _depthwise,
+    "depthwise_se_gate": _depthwise_se_gate,
     "global_avg_pool": lambda program, call, node, x: call(aten.mean.dim, x, [2, 3], True),
     "hardswish": lambda program, call, node, x: _activate(call, x, "hardswish"),
     "max_pool2d": _max_pool,

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 aten = torch.ops.aten
 CONV = torch.ops.fastcnn.conv_bn_act.default
 DEPTHWISE = torch.ops.fastcnn.depthwise_conv2d.default
+DEPTHWISE_SE_GATE = torch.ops.fastcnn.depthwise_se_gate.default
 BATCH_NORM = torch.ops.fastcnn.batch_norm_act.default
 ACTIVATION = torch.ops.fastcnn.activation.default
 GLOBAL_AVG_POOL = torch.ops.fastcnn.global_avg_pool.default

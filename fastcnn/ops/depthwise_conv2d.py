@@ -107,7 +107,7 @@ def _empty_gradients(
     )
 
 
-def _fake(
+def fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -138,7 +138,7 @@ def _fake_backward(
     return _empty_gradients(grad, x, weight, bias, mask)
 
 
-def _flops(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+def flops(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
     return 2 * torch.Size(out_shape).numel() * weight[2] * weight[3]
 
 
@@ -157,7 +157,7 @@ def _flops_backward(
     out_shape: object,
 ) -> int:
     passes = mask[0] + mask[1] + (activation != "identity")  # the pre-activation is computed again
-    return passes * _flops(x, weight, out_shape=grad)
+    return passes * flops(x, weight, out_shape=grad)
 
 
 def _backward(needs: Sequence[bool], inputs: Sequence, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple:
@@ -170,7 +170,7 @@ def _backward(needs: Sequence[bool], inputs: Sequence, outputs: Sequence[Tensor]
     return (*gradients, None, None, None, None)
 
 
-_op = register(_NAME, depthwise_conv2d_reference, _fake, _flops)
+_op = register(_NAME, depthwise_conv2d_reference, fake, flops)
 _op_backward = register(f"{_NAME}_backward", depthwise_conv2d_backward_reference, _fake_backward, _flops_backward)
 # without an activation the gradient does not depend on the residual
 register_autograd(
@@ -181,6 +181,38 @@ register_autograd(
 )
 no_double_backward(_op_backward)
 register_autocast(_op, (0, 1, 3))
+
+
+def check(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    activation: str,
+) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    """The arguments of a depthwise convolution; returns stride, the four paddings and dilation."""
+    _checks.check_input(op, "x", x, 4)
+    casts = _checks.autocast_active(x)
+    _checks.check_like(op, "weight", weight, x, any_dtype=casts)
+    C = x.shape[1]
+    if C == 0:
+        raise ValueError(f"{op}: x must have at least one channel, got {_checks.shape_text(x)}")
+    if weight is None or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] == 0 or weight.shape[0] % C:
+        got = "None" if weight is None else _checks.shape_text(weight)
+        raise ValueError(f"{op}: weight must be [C * m, 1, kH, kW] for x with C = {C}, got {got}")
+    stride, dilation = _checks.pair(op, "stride", stride, 1), _checks.pair(op, "dilation", dilation, 1)
+    padding = _checks.four_paddings(op, padding)
+    _checks.check_activation(op, "activation", activation)
+    out = _checks.check_window(op, x, weight, stride, padding, dilation)
+    _checks.check_like(op, "bias", bias, x, (weight.shape[0],), "[C * m]", float32_allowed=True, any_dtype=casts)
+    _checks.check_like(
+        op, "residual", residual, x, (x.shape[0], weight.shape[0], *out), "the shape of the output", any_dtype=casts
+    )
+    return stride, padding, dilation
 
 
 def depthwise_conv2d(
@@ -227,21 +259,5 @@ def depthwise_conv2d(
         return depthwise_conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation, activation, residual).squeeze(
             0
         )
-    _checks.check_input(_NAME, "x", x, 4)
-    casts = _checks.autocast_active(x)
-    _checks.check_like(_NAME, "weight", weight, x, any_dtype=casts)
-    C = x.shape[1]
-    if C == 0:
-        raise ValueError(f"{_NAME}: x must have at least one channel, got {_checks.shape_text(x)}")
-    if weight is None or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] == 0 or weight.shape[0] % C:
-        got = "None" if weight is None else _checks.shape_text(weight)
-        raise ValueError(f"{_NAME}: weight must be [C * m, 1, kH, kW] for x with C = {C}, got {got}")
-    stride, dilation = _checks.pair(_NAME, "stride", stride, 1), _checks.pair(_NAME, "dilation", dilation, 1)
-    padding = _checks.four_paddings(_NAME, padding)
-    _checks.check_activation(_NAME, "activation", activation)
-    out = _checks.check_window(_NAME, x, weight, stride, padding, dilation)
-    _checks.check_like(_NAME, "bias", bias, x, (weight.shape[0],), "[C * m]", float32_allowed=True, any_dtype=casts)
-    _checks.check_like(
-        _NAME, "residual", residual, x, (x.shape[0], weight.shape[0], *out), "the shape of the output", any_dtype=casts
-    )
-    return _op(x, weight, bias, residual, stride, padding, dilation, activation)
+    geometry = check(_NAME, x, weight, bias, residual, stride, padding, dilation, activation)
+    return _op(x, weight, bias, residual, *geometry, activation)

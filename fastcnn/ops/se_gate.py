@@ -48,9 +48,15 @@ register_autocast(_op, cast=())  # the reference is then out of its reach: the l
 def check(op: str, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, gate: str) -> None:
     """The arguments of se_scale and se_gate."""
     _checks.check_input(op, "x", x, 4)
-    channels = x.shape[1]
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{op}: x must have at least one pixel, got {_checks.shape_text(x)}")
+    check_layers(op, x, x.shape[1], w1, b1, w2, b2)
+    _checks.check_activation(op, "activation", activation)
+    _checks.check_activation(op, "gate", gate)
+
+
+def check_layers(op: str, x: Tensor, channels: int, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> None:
+    """The two layers over the means of ``channels`` channels, beside a map of the dtype and device of ``x``."""
     for name, weight in (
         ("w1", w1),
         ("b1", b1),
@@ -71,8 +77,6 @@ def check(op: str, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ac
             f"{op}: w2 must be [C, R] or [C, R, 1, 1] with C = {channels}, R = {squeezed}, got {_checks.shape_text(w2)}"
         )
     _checks.check_like(op, "b2", b2, x, (channels,), f"[C = {channels}]", float32_allowed=True)
-    _checks.check_activation(op, "activation", activation)
-    _checks.check_activation(op, "gate", gate)
 
 
 def se_gate(

@@ -130,6 +130,16 @@ def depthwise() -> dict[str, tuple]:
     return found
 
 
+def depthwise_se_gates() -> dict[str, tuple]:
+    found = {}
+    for index, (name, (x, weight, bias, _, *window, kind)) in enumerate(depthwise().items()):
+        channels, squeeze = weight.shape[0], ACTIVATIONS[(index + 2) % len(ACTIVATIONS)]
+        first, second = torch.randn(3, channels, 1, 1) / channels**0.5, torch.randn(channels, 3, 1, 1)
+        layers = first, vector(3), second, vector(channels)
+        found[name] = (x, weight, bias, *layers, *window, kind, squeeze, "hardsigmoid")
+    return found
+
+
 CONVOLUTIONS = (
     Case("1x1", 2, 5, 7, 9, 6, (1, 1), padding="valid"),
     Case("1x1-same-s2", 2, 5, 7, 8, 4, (1, 1), (2, 2), "same"),
@@ -207,6 +217,7 @@ CASES = {
     "se_gate": squeeze_excites,
     "batch_norm_act": batch_norms,
     "depthwise_conv2d": depthwise,
+    "depthwise_se_gate": depthwise_se_gates,
     "conv_bn_act": convolutions,
     "pointwise_conv2d": pointwise,
     "max_pool2d": pools,

@@ -42,6 +42,7 @@ class Each(nn.Module):
             ops.global_avg_pool(x),
             ops.hardswish(x),
             ops.activation(x, "hardsigmoid"),
+            *ops.depthwise_se_gate(eight, self.d, self.v, self.w1, self.b1, self.w2, self.v, 2, 1, squeeze="silu"),
         )
 
 

@@ -141,6 +141,11 @@ def _gate_of_the_first_image(right: Callable, *arguments: object) -> object:
     return right(*arguments)
 
 
+def _gate_before_the_activation(right: Callable, *arguments: object) -> tuple[Tensor, Tensor]:
+    _, scale = right(*arguments[:10], "identity", *arguments[11:])
+    return right(*arguments)[0], scale
+
+
 def _padded_with_zeros(right: Callable, x: Tensor, kernel: list, stride: list, padding: list, ceil_mode: bool) -> Tensor:
     y = right(x, kernel, stride, padding, ceil_mode)
     if max(padding) > 0 and not ceil_mode and y.numel():
@@ -183,6 +188,7 @@ MUTANTS: dict[str, Mutant] = {
     "se-gate-wrong": Mutant("se_scale", _wrong_gate),
     "pointwise-gate-of-the-first-image": Mutant("pointwise_conv2d", _gate_of_the_first_image),
     "se-gate-activation-wrong": Mutant("se_gate", _changed(5, lambda kind: "identity")),
+    "depthwise-se-gate-before-the-activation": Mutant("depthwise_se_gate", _gate_before_the_activation),
     "max-pool-padded-with-zeros": Mutant("max_pool2d", _padded_with_zeros),
 }
 # beyond the list of STYLE.md: for the long form

@@ -154,6 +154,12 @@ def _depthwise(m: Maker, backward: bool) -> Iterator[tuple]:
                     yield (m.map(*shape), *arguments, mask)
 
 
+def _depthwise_se_gate(m: Maker) -> Iterator[tuple]:
+    for x, weight, bias, _, *window, kind in _depthwise(m, False):
+        layers = _se(Maker(m.dtype, m.layout, (1, weight.shape[0], 1, 1)))
+        yield x, weight, bias, *layers, *window, kind, "silu", "hardsigmoid"
+
+
 def _convolutions(m: Maker) -> Iterator[tuple]:
     """Dense, grouped, depthwise and 1x1, each with everything (full) and with x and weight alone.
 
@@ -229,6 +235,7 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[tuple]]] = {
     "batch_norm_act_backward": _batch_norm_act_backward,
     "depthwise_conv2d": lambda m: _depthwise(m, False),
     "depthwise_conv2d_backward": lambda m: _depthwise(m, True),
+    "depthwise_se_gate": _depthwise_se_gate,
     "conv_bn_act": _conv_bn_act,
     "conv_bn_act_train": _conv_bn_act_train,
     "conv_bn_act_backward": _conv_bn_act_backward,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import fastcnn  # noqa: F401
 from fastcnn._library import ask
+from fastcnn.accelerate.plan import Blob
 from fastcnn.accelerate.plan.builder import Builder, Plan, StepNote
 from fastcnn.accelerate.plan.words import ACTIVATIONS, NONE, ConvBf16, PointwiseBf16
 from fastcnn.ops.activation import activation_reference
@@ -49,7 +50,7 @@ def test_pointwise(channels: int, outputs: int, count: int) -> None:
         weight, bias = torch.randn(outputs, channels), torch.randn(outputs)
         residual = torch.randn(images, outputs, height, width)
         kind = next(kinds)
-        builder = Builder(16)
+        builder = Builder(Blob(16))
         views = [builder.input(shape, False) for shape in (x.shape[1:], residual.shape[1:], (channels,))]
         y = builder.map(outputs, height, width)
         numbers = [builder.number(view) for view in (views[0], y, views[1], views[2])]
@@ -89,7 +90,7 @@ def test_convolution(channels: int, outputs: int, window: tuple[int, ...]) -> No
         weight, bias = torch.randn(outputs, channels, kernel_h, kernel_w), torch.randn(outputs)
         terms = rounded(x), rounded(weight)
         wanted = F.conv2d(*terms, bias.double(), stride, padding, dilation)
-        builder = Builder(16)
+        builder = Builder(Blob(16))
         source, y = builder.input(x.shape[1:], False), builder.map(*wanted.shape[1:])
         packed = builder.blob.bf16(weight.permute(0, 2, 3, 1).flatten(1, 2))
         step = ConvBf16(builder.number(source), builder.number(y), NONE, packed, builder.blob.vector(bias), kernel_h,

@@ -54,6 +54,18 @@ def check_the_gate_alone():
         assert_close_fp64(found, wanted.flatten(1), reduction=30, magnitude=1.0, label=layout)
 
 
+def check_the_gate_behind_its_convolution():
+    for number, layout in enumerate(("nchw", "channels_last")):
+        x, weight = arrange(draw(2, 6, 7, 5, dtype=torch.float32), layout), draw(6, 1, 3, 3, dtype=torch.float32)
+        layers = [draw(*shape, dtype=torch.float32) for shape in ((4, 6), (4,), (6, 4), (6,))]
+        bias = (None, layers[3])[number]
+        with fastcnn.use_backend("triton"):
+            y, scale = fastcnn.ops.depthwise_se_gate(x, weight, bias, *layers, 2, 1, 1, "silu", "relu", "sigmoid")
+            wanted = fastcnn.ops.depthwise_conv2d(x, weight, bias, 2, 1, 1, "silu")
+            gates = fastcnn.ops.se_gate(wanted, *layers, "relu", "sigmoid")
+        assert torch.equal(y, wanted) and y.stride() == wanted.stride() and torch.equal(scale, gates)
+
+
 def check_empty():
     with fastcnn.use_backend("triton"):
         y = fastcnn.ops.se_scale(

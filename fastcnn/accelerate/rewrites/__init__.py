@@ -13,6 +13,7 @@ from .channel_gather import channel_gather
 from .channel_shuffle import channel_shuffle
 from .conv_activation import conv_activation
 from .depthwise import depthwise
+from .depthwise_se_gate import depthwise_se_gate
 from .fold_batch_norm import fold_batch_norm
 from .fold_scale import fold_scale
 from .global_pool import global_pool
@@ -49,12 +50,16 @@ REWRITES: dict[str, Rewrite] = {
         operand_norm,
         operand_gate,
         depthwise,
+        depthwise_se_gate,
     )
 }
 
 PLAN = "plan"  # no rewrite: whether the CPU runs what it can in plans
 
-_OFF_ON_CPU = {"channel_gather"}  # moves fewer bytes, and takes longer: aten.cat is slow over narrow slices
+_OFF_ON_CPU = {
+    "channel_gather",  # moves fewer bytes, and takes longer: aten.cat is slow over narrow slices
+    "depthwise_se_gate",  # its convolution leaves no sums there
+}
 
 
 def check_mapping(mapping: Mapping[str, bool] | None, device: str = "cpu") -> dict[str, bool]:
