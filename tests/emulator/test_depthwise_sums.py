@@ -4,9 +4,10 @@
 import pytest
 import torch
 
-from fastcnn.testing import Case, assert_close_fp64
+from fastcnn.testing import UNIT, Case, assert_close_fp64
 from tests.emulator.depthwise import problem
 from tests.emulator.depthwise_backward import geometry
+from tests.emulator.test_se_scale import problem as squeeze_excite
 
 KERNELS = "depthwise_conv2d"
 SIZES = {"odd": (15, 13), "one-tile": (7, 7), "one-pixel": (1, 1), "tall": (33, 2), "many-tiles": (30, 37)}
@@ -70,3 +71,17 @@ def test_elsewhere_there_are_none(kernels):
         assert sums_of(kernels, made).shape[1] == 0
         with pytest.raises(RuntimeError, match="refused"):
             made.run(kernels, sums=torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, "many-tiles"), (5, 2, "odd"), (3, 2, "one-pixel")])
+def test_the_gate_takes_them(kernels, emulated, kernel, stride, size, dtype):
+    made = problem(tile(kernel, stride, size), dtype, True, "hardswish", "shift")
+    sums, y = check(kernels, made), made.run(kernels)
+    layers, gate = squeeze_excite((*y.shape, 6), dtype, "channels_last"), emulated("se_scale")
+    gate.set_order(0, 0)
+    scaled, pooled = layers._replace(x=y).forward(gate, partial=sums)
+    of_map, means = layers._replace(x=y).forward(gate)
+    step = 2 * UNIT[dtype]  # the sums are of what y was before it was rounded
+    torch.testing.assert_close(pooled, means, rtol=step, atol=step * y.float().abs().mean().item())
+    torch.testing.assert_close(scaled, of_map, rtol=8 * step, atol=step)
