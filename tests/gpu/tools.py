@@ -41,11 +41,12 @@ def assert_agree(results: list[Tensor], wanted: list[Tensor], arguments: tuple, 
     """Both in the dtype of the arguments; tests/ops compare with float64."""
     involved = [t for t in (*arguments, *wanted) if isinstance(t, Tensor) and t.numel()]
     scale = max((t.double().abs().max().item() for t in involved), default=0.0)
-    # of the arguments' dtype, as in tests/cross: depthwise_se_gate's scales are of a map before or after its rounding
-    dtype, wide = arguments[0].dtype, torch.promote_types(arguments[0].dtype, torch.float32)
-    step = 64 * UNIT[wide] + (2 * UNIT[dtype] if dtype is not wide else 0.0)
     for mine, theirs in zip(results, wanted, strict=True):
         assert mine.dtype is theirs.dtype and mine.shape == theirs.shape and mine.device == theirs.device, label
+        # scales of depthwise_se_gate are float32, of a map before its rounding or after it
+        dtype = arguments[0].dtype if label.startswith("depthwise_se_gate") else mine.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        step = 64 * UNIT[wide] + (2 * UNIT[dtype] if dtype is not wide else 0.0)
         torch.testing.assert_close(
             mine.double(), theirs.double(), rtol=0, atol=step * scale, msg=lambda text: f"{label}: {text}"
         )
