@@ -4,7 +4,9 @@
 // A thread takes rows of y and walks a vector of channels down all of them: the taps of one vector stay in registers, and
 // of x only the rows under the window have to stay in L1. Rows above and below the map are one row of zeros in scratch.
 #include <cstring>
+#include <optional>
 
+#include "channel_sums.h"
 #include "kernels.h"
 #include "tile.h"
 
@@ -52,7 +54,8 @@ FASTCNN_INLINE void inner(const float* const* in, const float* weight, V bias, i
 }
 
 template <typename Act, typename Lanes>
-void strip(const Call& call, const DepthwiseArgs& a, Act act, Lanes lanes, int64_t image, Range rows, int64_t channel, const float* zeros, float* sums) {
+void strip(const Call& call, const DepthwiseArgs& a, Act act, Lanes lanes, int64_t image, Range rows, int64_t channel, const float* zeros,
+           const ChannelSums* sums) {
   const Map &x = call.map(a.x), &y = call.map(a.y);
   const Map* residual = call.optional_map(a.residual);
   const int64_t taps = a.kernel_h * a.kernel_w;
@@ -62,13 +65,13 @@ void strip(const Call& call, const DepthwiseArgs& a, Act act, Lanes lanes, int64
   const int64_t begin = std::min(y.W, ceil_div(a.pad_left, a.stride_w));
   const int64_t end = std::max(begin, std::min(y.W, x.W + a.pad_left - reach > 0 ? (x.W + a.pad_left - reach - 1) / a.stride_w + 1 : 0));
   const bool square = a.kernel_h == a.kernel_w && a.dilation_h == 1 && a.dilation_w == 1;
-  V total(0);
   const float* in[kMostKernel];
   for (int64_t oy = rows.begin; oy < rows.end; ++oy) {
     for (int64_t ky = 0; ky < a.kernel_h; ++ky) {
       const int64_t iy = oy * a.stride_h - a.pad_top + ky * a.dilation_h;
       in[ky] = iy >= 0 && iy < x.H ? x.at(image, iy) + channel : zeros;
     }
+    V total(0);
     float* out = y.at(image, oy) + channel;
     const float* add = residual == nullptr ? nullptr : residual->at(image, oy) + channel;
     const auto store = [&](int64_t ox, V value) {
@@ -85,45 +88,27 @@ void strip(const Call& call, const DepthwiseArgs& a, Act act, Lanes lanes, int64
     else
       for (int64_t ox = begin; ox < end; ++ox) store(ox, window(a, x, in, weight, bias, ox, lanes));
     for (int64_t ox = end; ox < y.W; ++ox) store(ox, window(a, x, in, weight, bias, ox, lanes));
+    if (sums != nullptr) {
+      float* sum = sums->of(image, oy) + channel;
+      lanes.store(lanes.load(sum) + total, sum);
+    }
   }
-  if (sums != nullptr) lanes.store(lanes.load(sums + channel) + total, sums + channel);
 }
-
-// Ranges of rows that are summed apart. The team has no say in their number: late threads leave the first one to work alone,
-// and its sums have to be the same bits.
-int64_t sum_parts(const Map& y) { return std::min<int64_t>(y.H, 8); }
 
 void depthwise(const Call& call) {
   const auto& a = call.args<DepthwiseArgs>();
   const Map &x = call.map(a.x), &y = call.map(a.y);
-  const Map* sums = call.optional_map(a.sums);
   float* zeros = call.scratch;
   std::memset(zeros, 0, size_t(x.W * x.pixel) * sizeof(float));
-  // one image's rows are shared; several images' sums need no sharing, for a team has as many images as threads at most
-  const int64_t parts = sums == nullptr ? call.team.size : sum_parts(y);
-  const Range mine = call.team.share(parts);
+  std::optional<ChannelSums> sums;
+  if (a.sums != kNone) sums.emplace(call, call.map(a.sums), y);
+  // one image's rows are shared; several images' need no sharing, for a team has as many images as threads at most
+  const Range rows = sums ? sums->rows() : call.team.share(y.H);
   for (int64_t image = 0; image < y.images; ++image)
-    for (int64_t part = mine.begin; part < mine.end; ++part) {
-      const Range rows{y.H * part / parts, y.H * (part + 1) / parts};
-      float* partial = nullptr;
-      if (sums != nullptr) {
-        partial = call.shared + (image * parts + part) * aligned(y.C);
-        std::memset(partial, 0, size_t(y.C) * sizeof(float));
-      }
-      dispatch_activation(a.activation(), [&](auto act) {
-        over_lanes<V>(y.C, [&](int64_t channel, auto lanes) { strip(call, a, act, lanes, image, rows, channel, zeros, partial); });
-      });
-    }
-  if (sums == nullptr) return;
-  call.team.wait();
-  const Range vectors = call.team.share(ceil_div(y.C, kLanes));
-  for (int64_t image = 0; image < y.images; ++image)
-    for (int64_t vector = vectors.begin; vector < vectors.end; ++vector) {
-      const int64_t channel = vector * kLanes;
-      V total(0);
-      for (int64_t part = 0; part < parts; ++part) total = total + V::load(call.shared + (image * parts + part) * aligned(y.C) + channel);
-      total.store(sums->at(image) + channel, int(std::min<int64_t>(kLanes, y.C - channel)));
-    }
+    dispatch_activation(a.activation(), [&](auto act) {
+      over_lanes<V>(y.C, [&](int64_t channel, auto lanes) { strip(call, a, act, lanes, image, rows, channel, zeros, sums ? &*sums : nullptr); });
+    });
+  if (sums) sums->finish();
 }
 
 int64_t scratch(const Call& call) {
@@ -134,7 +119,7 @@ int64_t scratch(const Call& call) {
 int64_t shared(const Call& call) {
   const auto& a = call.args<DepthwiseArgs>();
   const Map& y = call.map(a.y);
-  return a.sums == kNone ? 0 : y.images * sum_parts(y) * aligned(y.C);
+  return a.sums == kNone ? 0 : ChannelSums::shared(y);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 // it, panel after panel, and then projects the band at full depth. Without an expansion, rows of x are copied into the ring.
 // Threads share the output rows; the rows under two threads' windows are expanded by both.
 #include <cstring>
+#include <optional>
 
 #include "channel_sums.h"
 #include "kernels.h"
@@ -18,21 +19,27 @@ namespace plan {
 inline namespace FASTCNN_ISA {
 namespace {
 
-constexpr int64_t kBandPixels = 112;
+// A round: pixels enough for the tiles, and as long as the ring is small, for rows of the ring and panels of weights to be used again.
+constexpr int64_t kFewPixels = 56, kManyPixels = 224;
+constexpr int64_t kRing = 256 * 1024 / int64_t(sizeof(float));
+constexpr int kAtOnce = 4;  // pixels of a depthwise row: chains enough for the latency of an FMA
 constexpr int64_t kMostWidth = 3;  // vectors of a panel
 
 struct Shape {
-  int64_t vectors;       // of the channels between the two 1x1 convolutions
-  int64_t band;          // output rows of a round
-  int64_t rows, pixels;  // of the ring: input rows, and the pixels of each with their padding
-  int64_t depth;         // floats of a pixel that waits for its projection
+  int64_t vectors;  // of the channels between the two 1x1 convolutions
+  int64_t pixels;   // of a row of the ring, with its padding
+  int64_t depth;    // floats of a pixel that waits for its projection
+  int64_t band;     // output rows of a round
+  int64_t rows;     // of the ring
 
   Shape(const InvertedResidualArgs& a, const Map& x, const Map& y)
       : vectors(ceil_div(a.channels, kLanes)),
-        band(std::min(y.H, ceil_div(kBandPixels, y.W))),
-        rows((band - 1) * a.stride + a.kernel),
         pixels(std::max(x.W + a.pad_left, (y.W - 1) * a.stride + a.kernel)),
-        depth((vectors | 1) * kLanes) {}  // an odd number of vectors: the rows of a tile in different cache sets
+        depth((vectors | 1) * kLanes) {  // an odd number of vectors: the rows of a tile in different cache sets
+    const int64_t small = (kRing / (vectors * pixels * kLanes) - a.kernel) / a.stride + 1;
+    band = std::min(y.H, std::max(ceil_div(kFewPixels, y.W), std::min(ceil_div(kManyPixels, y.W), small)));
+    rows = (band - 1) * a.stride + a.kernel;
+  }
 
   int64_t ring() const { return aligned(vectors * rows * pixels * kLanes); }
   int64_t zeros() const { return aligned(pixels * kMostWidth * kLanes); }
@@ -46,25 +53,18 @@ struct Panel {
   int64_t pixel, row;
 };
 
-// K rows of taps over the pixels of one output row, taps in registers.
-template <int K, typename Store>
-FASTCNN_INLINE void depthwise_row(const float* const* in, const decltype(V::v)* taps, V bias, int64_t count, int64_t step, int64_t pixel, Store&& store) {
-  const float* row[K];
+// P pixels of one output row, `step` floats apart in the ring; taps in registers.
+template <int K, int P>
+FASTCNN_INLINE void depthwise_pixels(const float* const* in, int64_t at, int64_t step, int64_t pixel, const decltype(V::v)* taps, V bias, V* sums) {
 #pragma GCC unroll 7
-  for (int ky = 0; ky < K; ++ky) row[ky] = in[ky];
-  for (int64_t ox = 0; ox < count; ++ox) {
-    V sums[K];
+  for (int p = 0; p < P; ++p) sums[p] = bias;
 #pragma GCC unroll 7
-    for (int ky = 0; ky < K; ++ky) {
-      V sum = ky == 0 ? bias : V(0);
+  for (int ky = 0; ky < K; ++ky) {
+    const float* row = in[ky] + at;
 #pragma GCC unroll 7
-      for (int kx = 0; kx < K; ++kx) sum = fma(V::load(row[ky] + kx * pixel), V(taps[ky * K + kx]), sum);
-      sums[ky] = sum;
-      row[ky] += step;
-    }
+    for (int kx = 0; kx < K; ++kx)
 #pragma GCC unroll 7
-    for (int ky = 1; ky < K; ++ky) sums[0] = sums[0] + sums[ky];
-    store(ox, sums[0]);
+      for (int p = 0; p < P; ++p) sums[p] = fma(V::load(row + p * step + kx * pixel), V(taps[ky * K + kx]), sums[p]);
   }
 }
 
@@ -81,13 +81,12 @@ class Block {
     return shape.ring() + shape.zeros() + (a.project == kNone ? 0 : shape.band * y.W * shape.depth);
   }
 
-  // sums: of the channels of every image, `image` floats apart; or nullptr.
-  void run(Range rows, float* sums, int64_t image) {
+  void run(Range rows, const ChannelSums* sums) {
     clear_padding();
     for (int64_t n = 0; n < y_.images; ++n) {
       filled_ = std::max<int64_t>(0, rows.begin * a_.stride - a_.pad_top);
       for (int64_t oy = rows.begin; oy < rows.end; oy += shape_.band)
-        round(n, {oy, std::min(oy + shape_.band, rows.end)}, sums == nullptr ? nullptr : sums + n * image);
+        round(n, {oy, std::min(oy + shape_.band, rows.end)}, sums);
     }
   }
 
@@ -119,7 +118,7 @@ class Block {
     });
   }
 
-  void round(int64_t n, Range out, float* sums) {
+  void round(int64_t n, Range out, const ChannelSums* sums) {
     const int64_t below = std::min(x_.H, (out.end - 1) * a_.stride - a_.pad_top + a_.kernel);
     each_panel([&](const Panel& p) {
       for (int64_t iy = filled_; iy < below; ++iy) fill(p, n, iy);
@@ -149,40 +148,55 @@ class Block {
     plan::panel(input, output, x_.W, p.width);
   }
 
-  template <int K> void depthwise(const Panel& p, int64_t n, Range out, float* sums) {
+  template <int K> void depthwise(const Panel& p, int64_t n, Range out, const ChannelSums* sums) {
     dispatch_activation(a_.middle(), [&](auto act) {
       for (int v = 0; v < p.width; ++v) {
         const int64_t channel = (p.first + v) * kLanes, left = a_.channels - channel;
-        if (a_.project != kNone) strip<K>(act, All<V>{}, p, v, out, waiting_ + channel, y_.W * shape_.depth, shape_.depth, nullptr);
-        else if (left >= kLanes) strip<K>(act, All<V>{}, p, v, out, y_.at(n, out.begin) + channel, y_.row, y_.pixel, sums);
-        else strip<K>(act, First<V>{int(left)}, p, v, out, y_.at(n, out.begin) + channel, y_.row, y_.pixel, sums);
+        if (a_.project != kNone) strip<K>(act, All<V>{}, p, v, n, out, waiting_ + channel, y_.W * shape_.depth, shape_.depth, nullptr);
+        else if (left >= kLanes) strip<K>(act, All<V>{}, p, v, n, out, y_.at(n, out.begin) + channel, y_.row, y_.pixel, sums);
+        else strip<K>(act, First<V>{int(left)}, p, v, n, out, y_.at(n, out.begin) + channel, y_.row, y_.pixel, sums);
       }
     });
   }
 
   // The output rows of one vector of channels.
   template <int K, typename Act, typename Lanes>
-  void strip(Act act, Lanes lanes, const Panel& p, int v, Range out, float* to, int64_t row, int64_t pixel, float* sums) {
+  void strip(Act act, Lanes lanes, const Panel& p, int v, int64_t n, Range out, float* to, int64_t row, int64_t pixel, const ChannelSums* sums) {
     const int64_t channel = (p.first + v) * kLanes;
     const float* weight = call_.weight(a_.weight) + channel * K * K;
     const V bias = a_.bias == kNone ? V(0) : V::load(call_.weight(a_.bias) + channel);
     decltype(V::v) taps[K * K];
 #pragma GCC unroll 49
     for (int t = 0; t < K * K; ++t) taps[t] = V::load(weight + t * kLanes).v;
-    V total(0);
+    const int64_t step = a_.stride * p.pixel;
     for (int64_t oy = out.begin; oy < out.end; ++oy, to += row) {
+      V total(0);
       const float* in[K];
       for (int ky = 0; ky < K; ++ky) {
         const int64_t iy = oy * a_.stride - a_.pad_top + ky;
         in[ky] = (iy >= 0 && iy < x_.H ? row_of(p, iy) : zeros_) + v * kLanes;
       }
-      depthwise_row<K>(in, taps, bias, y_.W, a_.stride * p.pixel, p.pixel, [&](int64_t ox, V value) {
+      const auto store = [&](int64_t ox, V value) {
         value = act(value);
         if (sums != nullptr) total = total + lanes.keep(value);
         lanes.store(value, to + ox * pixel);
-      });
+      };
+      V values[kAtOnce];
+      int64_t ox = 0;
+      for (; ox + kAtOnce <= y_.W; ox += kAtOnce) {
+        depthwise_pixels<K, kAtOnce>(in, ox * step, step, p.pixel, taps, bias, values);
+#pragma GCC unroll 7
+        for (int i = 0; i < kAtOnce; ++i) store(ox + i, values[i]);
+      }
+      for (; ox < y_.W; ++ox) {
+        depthwise_pixels<K, 1>(in, ox * step, step, p.pixel, taps, bias, values);
+        store(ox, values[0]);
+      }
+      if (sums != nullptr) {
+        float* sum = sums->of(n, oy) + channel;
+        lanes.store(lanes.load(sum) + total, sum);
+      }
     }
-    if (sums != nullptr) lanes.store(lanes.load(sums + channel) + total, sums + channel);
   }
 
   void project(int64_t n, Range out) {
@@ -213,17 +227,15 @@ class Block {
 void inverted_residual(const Call& call) {
   const auto& a = call.args<InvertedResidualArgs>();
   const Map& y = call.map(a.y);
-  const Map* sums = call.optional_map(a.sums);
-  Block block(call);
-  if (sums == nullptr) return block.run(call.team.share(y.H), nullptr, 0);
-  const ChannelSums partial(call, *sums);
-  block.run(call.team.share(y.H), partial.mine(), partial.image());
-  partial.finish();
+  std::optional<ChannelSums> sums;
+  if (a.sums != kNone) sums.emplace(call, call.map(a.sums), y);
+  Block(call).run(sums ? sums->rows() : call.team.share(y.H), sums ? &*sums : nullptr);
+  if (sums) sums->finish();
 }
 
 int64_t shared(const Call& call) {
   const auto& a = call.args<InvertedResidualArgs>();
-  return a.sums == kNone ? 0 : ChannelSums::shared(call, call.map(a.sums));
+  return a.sums == kNone ? 0 : ChannelSums::shared(call.map(a.y));
 }
 
 }  // namespace
