@@ -84,8 +84,8 @@ void product(const Operands& o, TileInput from, int64_t image, int64_t pixel, in
     const TileOutput to{o.y.at(image, 0, pixel) + channel, o.y.pixel, o.a.bias == kNone ? nullptr : o.call.weight(o.a.bias) + packed,
                         residual == nullptr ? nullptr : residual->at(image, 0, pixel) + channel, residual == nullptr ? 0 : residual->pixel,
                         int(columns - (width - 1) * kLanes), last ? o.a.activation() : Activation::kIdentity, done > 0};
-    panel(from, to, rows, width);
     vector += width;
+    panel(from, to, rows, width, i + 1 < cut.panels() ? cut.width(i + 1) : 0);
   }
 }
 

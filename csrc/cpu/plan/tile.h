@@ -42,6 +42,7 @@ struct TileInput {
   int64_t depth;   // of one segment
   int64_t segments = 1;
   const int64_t* offsets = nullptr;  // of each segment in a; nullptr: one at 0
+  const float* ahead = nullptr;      // weights to come, a line for each step of the depth: on their way into L2
 };
 
 struct TileOutput {
@@ -67,8 +68,9 @@ constexpr bool in_registers(Activation kind) {
   return kind == Activation::kIdentity || kind == Activation::kRelu || kind == Activation::kRelu6 || kind == Activation::kHardSwish;
 }
 
-// Rows [0, rows) against vectors [0, vectors), in tiles of nearly equal height. columns: channels of y from its first on.
-inline void panel(const TileInput& from, const TileOutput& to, int64_t rows, int vectors) {
+// Rows [0, rows) against vectors [0, vectors), in tiles of nearly equal height. The first tiles bring the `coming` vectors of
+// weights behind these into L2, one each: beyond it a thread gets them slower than a tile wants them.
+inline void panel(const TileInput& from, const TileOutput& to, int64_t rows, int vectors, int coming = 0) {
   const int64_t tiles = ceil_div(rows, rows_of(vectors));
   if (tiles == 0) return;
   const int64_t low = rows / tiles;
@@ -80,6 +82,7 @@ inline void panel(const TileInput& from, const TileOutput& to, int64_t rows, int
     a.a = from.a + row * from.row;
     y.y = to.y + row * to.row;
     if (to.residual != nullptr) y.residual = to.residual + row * to.residual_row;
+    a.ahead = i < coming ? from.b + (vectors + i) * from.vector : nullptr;
     (height == low ? usual : taller)(a, y);
   }
 }

@@ -8,6 +8,14 @@ namespace {
 
 #define FASTCNN_EACH(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); ++i)
 
+// A pointer to every fourth row, and distances of 1, 2 and 3 rows: the compiler would take one pointer and R distances,
+// more than there are registers.
+#if defined(__GNUC__)
+#define FASTCNN_OPAQUE(pointer) asm("" : "+r"(pointer))
+#else
+#define FASTCNN_OPAQUE(pointer) (void)0
+#endif
+
 template <int R, int NV>
 __attribute__((noinline)) void tile_of(const TileInput& from, const TileOutput& to) {
   decltype(V::v) sum[R][NV], weight[NV];  // no constructors: their loops would keep the arrays in memory
@@ -18,19 +26,29 @@ __attribute__((noinline)) void tile_of(const TileInput& from, const TileOutput& 
     else sum[m][v] = (to.bias != nullptr ? V::load(to.bias + v * kLanes) : V(0)).v;
   }
   const int64_t row = from.row, vector = from.vector;
-  const float* b = from.b;
-  for (int64_t segment = 0; segment < from.segments; ++segment) {
-    const float* a = from.offsets == nullptr ? from.a : from.a + from.offsets[segment];
-    for (int64_t k = 0; k < from.depth; ++k) {
-      FASTCNN_EACH(v, NV) weight[v] = V::load(b + v * vector).v;
-      FASTCNN_EACH(m, R) {
-        const V value(a[m * row]);
-        FASTCNN_EACH(v, NV) sum[m][v] = fma(value, V(weight[v]), V(sum[m][v])).v;
+  const float *b = from.b, *ahead = from.ahead;
+  const auto multiply = [&](auto prefetches) __attribute__((always_inline)) {
+    for (int64_t segment = 0; segment < from.segments; ++segment) {
+      const float* a[(R + 3) / 4];
+      a[0] = from.offsets == nullptr ? from.a : from.a + from.offsets[segment];
+      FASTCNN_EACH(i, (R - 1) / 4) {
+        a[i + 1] = a[i] + 4 * row;
+        FASTCNN_OPAQUE(a[i + 1]);
       }
-      ++a;
-      b += kLanes;
+      for (int64_t k = 0; k < from.depth; ++k) {
+        FASTCNN_EACH(v, NV) weight[v] = V::load(b + v * vector).v;
+        FASTCNN_EACH(m, R) {
+          const V value(a[m / 4][m % 4 * row]);
+          FASTCNN_EACH(v, NV) sum[m][v] = fma(value, V(weight[v]), V(sum[m][v])).v;
+        }
+        FASTCNN_EACH(i, (R + 3) / 4) ++a[i];
+        b += kLanes;
+        if constexpr (prefetches) __builtin_prefetch(ahead, 0, 2), ahead += kLanes;
+      }
     }
-  }
+  };
+  if (ahead != nullptr) multiply(std::true_type());
+  else multiply(std::false_type());
   if (to.residual != nullptr)
     FASTCNN_EACH(m, R) FASTCNN_EACH(v, NV) {
       const float* residual = to.residual + m * to.residual_row + v * kLanes;
@@ -48,6 +66,7 @@ __attribute__((noinline)) void tile_of(const TileInput& from, const TileOutput& 
 }
 
 #undef FASTCNN_EACH
+#undef FASTCNN_OPAQUE
 
 template <int NV, int R = rows_of(NV)> Tile with_rows(int rows) {
   if constexpr (R == 1) return tile_of<1, NV>;
