@@ -67,7 +67,7 @@ class Checker {
   void check_value(const Value& v) const {
     need(v.C > 0 && v.H > 0 && v.W > 0 && v.C <= kMostExtent && v.H <= kMostExtent && v.W <= kMostExtent,
          "the extents of a value");
-    need(v.channel >= 0 && v.pixel <= kMostExtent && v.channel <= v.pixel - v.C, "the channels of a value");
+    need(v.channel >= 0 && v.pixel >= v.C && v.pixel <= kMostExtent && v.channel <= v.pixel - v.C, "the channels of a value");
     switch (v.place) {
       case Place::kArena:
       case Place::kKept: {
