@@ -66,6 +66,21 @@ def draw_depthwise(rng: random.Random, C: int, H: int, W: int) -> Trial:
                             activation=any_activation(rng))  # fmt: skip
 
 
+def draw_inverted_residual(rng: random.Random, C: int, H: int, W: int) -> Trial:
+    while True:
+        kernel = rng.choice((3, 5, 7))
+        padding = tuple(rng.randint(0, kernel - 1) for _ in range(4))
+        stride = rng.randint(1, 3)
+        if min(Window((kernel, kernel), (stride, stride), padding).output(H, W)) > 0:
+            break
+    expand, project = rng.choice(((True, True), (True, False), (False, True)))
+    channels = rng.randint(1, 67) if expand else C
+    return trials.inverted_residual(C, channels, rng.randint(1, 67) if project else channels, H, W, kernel, stride, padding,
+                                    expand=expand, project=project, bias=coin(rng), residual=project and coin(rng),
+                                    sums=not project and coin(rng),
+                                    activations=(any_activation(rng), any_activation(rng), any_activation(rng)))  # fmt: skip
+
+
 def draw_pool(rng: random.Random, C: int, H: int, W: int) -> Trial:
     kind = rng.choice(list(trials.POOLS))
     while True:
@@ -90,6 +105,7 @@ DRAWS: dict[str, Callable[[random.Random, int, int, int], Trial]] = {
     "pointwise": draw_pointwise,
     "conv": draw_conv,
     "depthwise": draw_depthwise,
+    "inverted_residual": draw_inverted_residual,
     "global_pool": lambda rng, C, H, W: trials.global_pool(C, H, W),
     "pool": draw_pool,
     "elementwise": draw_elementwise,
@@ -149,11 +165,17 @@ LARGE = {
     "stem": lambda: trials.conv(3, 32, 57, 63, Window(stride=(2, 2)), activation="relu", picture=True),
     "7x7 stem": lambda: trials.conv(3, 64, 57, 63, Window((7, 7), (2, 2), (3, 3, 3, 3)), picture=True),
     "deep conv": lambda: trials.conv(200, 130, 7, 9, residual=True),
+    "blocks of windows": lambda: trials.conv(200, 259, 9, 7, residual=True, activation="silu"),
+    "grouped blocks": lambda: trials.conv(256, 258, 7, 9, Window(stride=(2, 1)), groups=2, activation="relu"),
     "grouped": lambda: trials.conv(128, 128, 14, 15, groups=32),
     "long window": lambda: trials.conv(5, 7, 40, 33, Window((31, 29), padding=(14, 15, 15, 15))),
     "depthwise": lambda: trials.depthwise(144, 57, 56, sums=True, activation="silu"),
     "depthwise 5x5": lambda: trials.depthwise(240, 29, 28, Window((5, 5), (2, 2), (2, 2, 2, 2)), sums=True),
     "tall depthwise": lambda: trials.depthwise(3, 200, 2, Window((61, 1), padding=(0, 0, 30, 30))),
+    "inverted residual": lambda: trials.inverted_residual(24, 144, 24, 57, 56, residual=True),
+    "without projection": lambda: trials.inverted_residual(
+        40, 240, 240, 28, 27, 5, 2, (2, 2, 2, 2), project=False, sums=True
+    ),
     "global pool": lambda: trials.global_pool(961, 12, 13),
     "pool": lambda: trials.pool("max", 64, 56, 57, (3, 3), (2, 2), (1, 1), True),
 }

@@ -153,6 +153,42 @@ def depthwise(C: int, H: int, W: int, window: Window = AROUND, *, bias: bool = T
     return Trial(reads, writes, step, exact, math.prod(window.kernel))
 
 
+def inverted_residual(C: int, channels: int, O: int, H: int, W: int, kernel: int = 3, stride: int = 1, padding: tuple[int, int, int, int] = (1, 1, 1, 1), *,
+                      expand: bool = True, project: bool = True, bias: bool = True, residual: bool = False, sums: bool = False,
+                      activations: tuple[str, str, str] = ("relu6", "relu6", "identity")) -> Trial:  # fmt: skip
+    """Without ``expand`` C, without ``project`` O is ``channels``; then it may have ``sums``, else a ``residual``."""
+    window = Window((kernel, kernel), (stride, stride), padding)
+    before, weight, behind = weight_of(channels, C), weight_of(channels, 1, kernel, kernel), weight_of(O, channels)
+    biases = [maybe(bias, channels), maybe(bias, channels), maybe(bias, O)]
+    Ho, Wo = window.output(H, W)
+
+    def step(builder: Builder, at: dict[str, int]) -> object:
+        matrices = [builder.blob.matrix(each) if has else NONE for each, has in ((before, expand), (behind, project))]
+        vectors = [vector(builder, each) for each in biases]
+        first, middle, last = map(kind_of, activations)
+        return words.InvertedResidual(at["x"], at["y"], at.get("residual", NONE), at.get("sums", NONE),
+                                      matrices[0], vectors[0] if expand else NONE,
+                                      builder.blob.matrix(weight.flatten(1)), vectors[1],
+                                      matrices[1], vectors[2] if project else NONE, channels, kernel, stride,
+                                      padding[2], padding[0], first, middle, last)  # fmt: skip
+
+    def exact(maps: Maps) -> Maps:
+        x = maps["x"]
+        first, middle, last = (ACTIVATIONS[each] for each in activations)
+        if expand:
+            x = first(F.conv2d(x, before.to(x.dtype)[:, :, None, None], like(biases[0], x)))
+        y = F.conv2d(F.pad(x, padding), weight.to(x.dtype), like(biases[1], x), stride, 0, 1, channels)
+        y = middle(y)
+        if project:
+            y = F.conv2d(y, behind.to(x.dtype)[:, :, None, None], like(biases[2], x)) + maps.get("residual", 0)
+            y = last(y)
+        return {"y": y, "sums": y.sum((2, 3), keepdim=True)} if sums else {"y": y}
+
+    reads = {"x": (C, H, W)} | ({"residual": (O, Ho, Wo)} if residual else {})
+    writes = {"y": (O, Ho, Wo)} | ({"sums": (O, 1, 1)} if sums else {})
+    return Trial(reads, writes, step, exact, max(C, kernel * kernel, channels))
+
+
 def global_pool(C: int, H: int, W: int) -> Trial:
     return Trial({"x": (C, H, W)}, {"y": (C, 1, 1)}, lambda builder, at: words.GlobalPool(at["x"], at["y"]),
                  lambda maps: {"y": maps["x"].mean((2, 3), keepdim=True)}, H * W)  # fmt: skip
