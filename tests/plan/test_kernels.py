@@ -87,12 +87,12 @@ def draw_pool(rng: random.Random, C: int, H: int, W: int) -> Trial:
         kernel, stride = rng.choice(KERNELS), (rng.randint(1, 3), rng.randint(1, 3))
         padding = tuple(rng.randint(0, k // 2) for k in kernel)
         if kernel[0] <= H + 2 * padding[0] and kernel[1] <= W + 2 * padding[1]:
-            return trials.pool(kind, C, H, W, kernel, stride, padding, coin(rng) and kind != "mean")
+            return trials.pool(kind, C, H, W, kernel, stride, padding, coin(rng))
 
 
 def draw_elementwise(rng: random.Random, C: int, H: int, W: int) -> Trial:
     return trials.elementwise(rng.choice(list(trials.BINARIES)), C, H, W, one_pixel=coin(rng), scale=coin(rng),
-                              shift=coin(rng), activation=any_activation(rng))  # fmt: skip
+                              shift=coin(rng), residual=coin(rng), activation=any_activation(rng))  # fmt: skip
 
 
 def draw_shuffle(rng: random.Random, C: int, H: int, W: int) -> Trial:
@@ -108,6 +108,7 @@ DRAWS: dict[str, Callable[[random.Random, int, int, int], Trial]] = {
     "inverted_residual": draw_inverted_residual,
     "global_pool": lambda rng, C, H, W: trials.global_pool(C, H, W),
     "pool": draw_pool,
+    "adaptive_pool": lambda rng, C, H, W: trials.adaptive_pool(C, H, W, rng.randint(1, 9), rng.randint(1, 9)),
     "elementwise": draw_elementwise,
     "shuffle": draw_shuffle,
 }

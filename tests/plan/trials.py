@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 POOLS = {"max": Pool.MAX, "mean": Pool.MEAN, "mean_of_valid": Pool.MEAN_OF_VALID}
-BINARIES = {"none": Binary.NONE, "add": Binary.ADD, "multiply": Binary.MULTIPLY}
+BINARIES = {"none": Binary.NONE, "add": Binary.ADD, "multiply": Binary.MULTIPLY, "subtract": Binary.SUBTRACT}
 LAYOUTS = ("dense", "sliced", "arena", "late")
 
 
@@ -196,7 +196,7 @@ def global_pool(C: int, H: int, W: int) -> Trial:
 
 def pool(kind: str, C: int, H: int, W: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
          ceil_mode: bool = False) -> Trial:  # fmt: skip
-    """``padding``: top and left, at most half of the kernel. A mean over padding has no ceil_mode."""
+    """``padding``: top and left, at most half of the kernel."""
 
     def exact(maps: Maps) -> Maps:
         if kind == "max":
@@ -209,21 +209,28 @@ def pool(kind: str, C: int, H: int, W: int, kernel: tuple[int, int], stride: tup
                  exact, math.prod(kernel))  # fmt: skip
 
 
+def adaptive_pool(C: int, H: int, W: int, Ho: int, Wo: int) -> Trial:
+    return Trial({"x": (C, H, W)}, {"y": (C, Ho, Wo)},
+                 lambda builder, at: words.PoolWindow(at["x"], at["y"], Pool.ADAPTIVE_MEAN, 1, 1, 1, 1, 0, 0),
+                 lambda maps: {"y": F.adaptive_avg_pool2d(maps["x"], (Ho, Wo))}, H * W)  # fmt: skip
+
+
 def elementwise(kind: str, C: int, H: int, W: int, *, one_pixel: bool = False, scale: bool = False, shift: bool = False,
-                activation: str = "identity") -> Trial:  # fmt: skip
+                residual: bool = False, activation: str = "identity") -> Trial:  # fmt: skip
     factors, shifts = maybe(scale, C), maybe(shift, C)
 
     def step(builder: Builder, at: dict[str, int]) -> object:
         return words.Elementwise(at["x"], at.get("other", NONE), at["y"], BINARIES[kind], vector(builder, factors),
-                                 vector(builder, shifts), kind_of(activation))  # fmt: skip
+                                 vector(builder, shifts), kind_of(activation), at.get("residual", NONE))  # fmt: skip
 
     def exact(maps: Maps) -> Maps:
         y = maps["x"] * spread(factors, maps["x"], 1) + spread(shifts, maps["x"], 0)
         if kind != "none":
-            y = y + maps["other"] if kind == "add" else y * maps["other"]
-        return {"y": ACTIVATIONS[activation](y)}
+            y = {"add": torch.add, "multiply": torch.mul, "subtract": torch.sub}[kind](y, maps["other"])
+        return {"y": ACTIVATIONS[activation](y + maps.get("residual", 0))}
 
     reads = {"x": (C, H, W)} | ({} if kind == "none" else {"other": (C, 1, 1) if one_pixel else (C, H, W)})
+    reads |= {"residual": (C, H, W)} if residual else {}
     return Trial(reads, {"y": (C, H, W)}, step, exact, 2)
 
 

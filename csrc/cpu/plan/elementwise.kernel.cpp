@@ -13,55 +13,60 @@ inline namespace FASTCNN_ISA {
 namespace {
 
 struct Operands {
-  const float *x, *other, *scale, *shift;
+  const float *x, *other, *scale, *shift, *residual;
   float* y;
 };
 
-template <Binary kKind, bool kAffine, typename F> FASTCNN_INLINE void row(const Operands& a, int64_t count, F functor) {
+// kMore: with a scale, a shift or a residual.
+template <Binary kKind, bool kMore, typename F> FASTCNN_INLINE void row(const Operands& a, int64_t count, F functor) {
   over_lanes<V>(count, [&](int64_t i, auto lanes) {
     V value = lanes.load(a.x + i);
-    if (kAffine) {
+    if (kMore) {
       if (a.scale != nullptr) value = value * lanes.load(a.scale + i);
       if (a.shift != nullptr) value = value + lanes.load(a.shift + i);
     }
     if (kKind == Binary::kAdd) value = value + lanes.load(a.other + i);
     if (kKind == Binary::kSubtract) value = value - lanes.load(a.other + i);
     if (kKind == Binary::kMultiply) value = value * lanes.load(a.other + i);
+    if (kMore && a.residual != nullptr) value = value + lanes.load(a.residual + i);
     lanes.store(functor(value), a.y + i);
   });
 }
 
-template <typename F> void dispatch_row(Binary kind, bool affine, F&& f) {
-  dispatch_bool(affine, [&](auto kAffine) {
+template <typename F> void dispatch_row(Binary kind, bool more, F&& f) {
+  dispatch_bool(more, [&](auto kMore) {
     switch (kind) {
-      case Binary::kNone: return f(std::integral_constant<Binary, Binary::kNone>{}, kAffine);
-      case Binary::kAdd: return f(std::integral_constant<Binary, Binary::kAdd>{}, kAffine);
-      case Binary::kMultiply: return f(std::integral_constant<Binary, Binary::kMultiply>{}, kAffine);
-      case Binary::kSubtract: return f(std::integral_constant<Binary, Binary::kSubtract>{}, kAffine);
+      case Binary::kNone: return f(std::integral_constant<Binary, Binary::kNone>{}, kMore);
+      case Binary::kAdd: return f(std::integral_constant<Binary, Binary::kAdd>{}, kMore);
+      case Binary::kMultiply: return f(std::integral_constant<Binary, Binary::kMultiply>{}, kMore);
+      case Binary::kSubtract: return f(std::integral_constant<Binary, Binary::kSubtract>{}, kMore);
     }
   });
 }
 
-bool dense(const Map& map) { return map.pixel == map.C && map.row == map.W * map.C && map.image == map.H * map.row; }
+bool gapless(const Map* map) {
+  return map == nullptr || (map->pixel == map->C && map->row == map->W * map->C && map->image == map->H * map->row);
+}
 
 void elementwise(const Call& call) {
   const auto& a = call.args<ElementwiseArgs>();
   const Map &x = call.map(a.x), &y = call.map(a.y);
-  const Map* other = call.optional_map(a.other);
+  const Map *other = call.optional_map(a.other), *residual = call.optional_map(a.residual);
   const bool spread = other != nullptr && other->H == 1 && other->W == 1;  // one value for all pixels of an image
   const bool affine = a.scale != kNone || a.shift != kNone;
-  const bool flat = !affine && !spread && dense(x) && dense(y) && (other == nullptr || dense(*other));
+  const bool flat = !affine && !spread && gapless(&x) && gapless(&y) && gapless(other) && gapless(residual);
   const int64_t pixels = y.H * y.W;
   const Range mine = call.team.share(y.images * pixels);
   const int64_t run = flat ? mine.end - mine.begin : 1;  // pixels of a row
   dispatch_activation(a.activation(), [&](auto functor) {
-    dispatch_row(a.kind, affine, [&](auto kind, auto has_affine) {
+    dispatch_row(a.kind, affine || residual != nullptr, [&](auto kind, auto more) {
       for (int64_t p = mine.begin; p < mine.end; p += run) {
         const int64_t image = p / pixels, inside = p - image * pixels;
         const float* with = other == nullptr ? nullptr : other->data + image * other->image + (spread ? 0 : inside * other->pixel);
-        const Operands each{x.data + image * x.image + inside * x.pixel, with, call.weight(a.scale), call.weight(a.shift),
+        const float* added = residual == nullptr ? nullptr : residual->data + image * residual->image + inside * residual->pixel;
+        const Operands each{x.data + image * x.image + inside * x.pixel, with, call.weight(a.scale), call.weight(a.shift), added,
                             y.data + image * y.image + inside * y.pixel};
-        row<decltype(kind)::value, decltype(has_affine)::value>(each, run * y.C, functor);
+        row<decltype(kind)::value, decltype(more)::value>(each, run * y.C, functor);
       }
     });
   });

@@ -63,7 +63,8 @@ FASTCNN_INLINE void reduce(const float* from, int64_t step, int64_t count, L lan
     for (int v = 0; v < kVectors; ++v) into[v] = R::join(lanes.load(from + v * kLanes), into[v]);
 }
 
-template <typename R, int kVectors, typename L> FASTCNN_INLINE void reduce_column(const Row& a, int64_t column, L lanes, V (&into)[kVectors]) {
+template <typename R, int kVectors, typename L>
+FASTCNN_INLINE void reduce_column(const Row& a, int64_t column, L lanes, V (&into)[kVectors]) {
   reduce<R, kVectors>(a.from + column * a.pixel, a.row, a.rows, lanes, into);
 }
 

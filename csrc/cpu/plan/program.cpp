@@ -202,7 +202,8 @@ class Checker {
   void check(const ElementwiseArgs& a) const {
     const Value &x = read(a.x), &y = written(a.y);
     same_map(x, y);
-    need(a.kind >= Binary::kNone && a.kind <= Binary::kSubtract && (a.kind == Binary::kNone) == (a.other == kNone), "an unknown elementwise step");
+    const bool known = a.kind >= Binary::kNone && a.kind <= Binary::kSubtract;
+    need(known && (a.kind == Binary::kNone) == (a.other == kNone), "an unknown elementwise step");
     if (a.other != kNone) {
       const Value& other = read(a.other);
       if (other.H == 1 && other.W == 1) vector(a.other, x.C);
@@ -210,6 +211,7 @@ class Checker {
     }
     optional_blob(a.scale, x.C);
     optional_blob(a.shift, x.C);
+    residual(a.residual, y);
     activation(a.activation_);
   }
 

@@ -113,13 +113,15 @@ struct PoolArgs {
 
 enum class Binary : int64_t { kNone, kAdd, kMultiply, kSubtract };
 
-// y = activation(x * scale + shift (kind) other), where x lies or elsewhere; other is a map like x or a vector, one value for all pixels.
+// y = activation((x * scale + shift) (kind) other + residual), where x lies or elsewhere; other is a map like x or a
+// vector, one value for all pixels; residual is a map like x.
 struct ElementwiseArgs {
   int64_t x, other, y;
   Binary kind;
   int64_t scale, shift;
   Activation activation() const { return Activation(activation_); }
   int64_t activation_;
+  int64_t residual;
 };
 
 // Output channel i * parts + p is channel i of part p: first, second (kNone: x is one map of `groups` parts).

@@ -9,8 +9,9 @@ from torch import Tensor, fx
 
 from ..program import SE_GATE, SE_SCALE, Conv, arguments, is_op
 from .builder import View
+from .formulas import Formula, put
 from .state import Lowering
-from .words import ACTIVATIONS, NONE, Binary, ConvBf16, Depthwise, Elementwise, GlobalPool, Pointwise, PointwiseBf16
+from .words import ACTIVATIONS, NONE, Binary, ConvBf16, Depthwise, GlobalPool, Pointwise, PointwiseBf16
 from .words import Conv as ConvStep
 
 LEAST_BF16 = 16  # channels: with fewer most of a tile's depth is padding
@@ -107,10 +108,7 @@ def se_gate(low: Lowering, node: fx.Node) -> None:
 
 def se_scale(low: Lowering, node: fx.Node) -> None:
     gate = _gate(low, node)
-    x, y = low.view(node.args[0]), low.result(node)
-    step = Elementwise(low.builder.number(x), low.builder.number(gate), low.builder.number(y), Binary.MULTIPLY, NONE,
-                       NONE, 0)  # fmt: skip
-    low.add(node, step, 0, (x,))
+    put(low, node, Formula(low.view(node.args[0]), Binary.MULTIPLY, gate))
 
 
 def product(low: Lowering, matrix: Tensor) -> tuple[type, int]:

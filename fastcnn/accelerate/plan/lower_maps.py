@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import fx
 
-from ..program import arguments, aten, is_op
+from ..program import arguments, is_op, only_user
 from .builder import View
+from .formulas import DIFFERENCES, PRODUCTS, SUMS, Formula, affine, alpha_of, put, vector
 from .state import Lowering, channel_range
-from .words import ACTIVATIONS, NONE, Binary, Elementwise, GlobalPool, Pool, PoolWindow, Shuffle
+from .words import NONE, Binary, GlobalPool, Pool, PoolWindow, Shuffle
 
 
 def global_pool(low: Lowering, node: fx.Node) -> None:
@@ -29,6 +30,10 @@ def mean_pool(low: Lowering, node: fx.Node) -> None:
     _pool(low, node, a["self"], kind, a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"])
 
 
+def adaptive_pool(low: Lowering, node: fx.Node) -> None:
+    _pool(low, node, node.args[0], Pool.ADAPTIVE_MEAN, (1, 1), (1, 1), (0, 0))  # its windows follow from the sizes
+
+
 def _pool(low: Lowering, node: fx.Node, x: fx.Node, kind: Pool, kernel: Any, stride: Any, padding: Any) -> None:
     kernel, stride, padding = (tuple(each) * 2 if len(each) == 1 else tuple(each) for each in (kernel, stride, padding))
     step = PoolWindow(low.number(x), low.builder.number(low.result(node)), kind, *kernel, *stride, *padding)
@@ -37,18 +42,49 @@ def _pool(low: Lowering, node: fx.Node, x: fx.Node, kind: Pool, kernel: Any, str
 
 def activation(low: Lowering, node: fx.Node) -> None:
     x, kind = node.args
-    step = Elementwise(low.number(x), NONE, low.builder.number(low.result(node)), Binary.NONE, NONE, NONE,
-                       ACTIVATIONS.index(kind))  # fmt: skip
-    low.add(node, step, 0, (low.view(x),))
+    formula = low.waiting[x].activated(kind) if x in low.waiting else None
+    if formula is not None:
+        del low.waiting[x]
+    put(low, node, formula or Formula(low.view(x), activation=kind))
 
 
-def binary(low: Lowering, node: fx.Node) -> None:
-    x, other = node.args
-    if low.shapes[x] != low.shapes[node]:
+def arithmetic(low: Lowering, node: fx.Node) -> None:
+    """A sum, difference, product or quotient."""
+    channels = low.shapes[node][0]
+    constants = affine(low.program, node, channels)
+    if constants is not None:
+        x, *both = constants
+        scale, shift = (vector(each, channels, neutral) for each, neutral in zip(both, (1.0, 0.0), strict=True))
+        formula = low.waiting[x].then(scale, shift) if x in low.waiting else None
+        if formula is not None:
+            del low.waiting[x]
+        put(low, node, formula or Formula(low.view(x), scale=scale, shift=shift))
+        return
+    x, other = node.args[:2]
+    alpha = alpha_of(node)
+    if is_op(node, *SUMS) and alpha == 1:
+        put(low, node, _sum(low, x, other))
+    elif is_op(node, *PRODUCTS):
+        x, other = (x, other) if low.shapes[x] == low.shapes[node] else (other, x)
+        put(low, node, Formula(low.view(x), Binary.MULTIPLY, low.view(other)))
+    elif is_op(node, *DIFFERENCES) and alpha == 1 and low.shapes[x] == low.shapes[node]:
+        put(low, node, Formula(low.view(x), Binary.SUBTRACT, low.view(other)))
+    else:
+        sign = 1.0 if is_op(node, *SUMS) else -1.0
+        put(low, node, Formula(low.view(other), Binary.ADD, low.view(x), vector(sign * alpha, channels, 1.0)))
+
+
+def _sum(low: Lowering, x: fx.Node, other: fx.Node) -> Formula:
+    """A waiting operand takes the other one in; a vector of one pixel is the second operand."""
+    for first, second in ((x, other), (other, x)):
+        if first in low.waiting and first is not second:
+            formula = low.waiting[first].plus(low.view(second))
+            if formula is not None:
+                del low.waiting[first]
+                return formula
+    if low.shapes[x][1:] == (1, 1):
         x, other = other, x
-    kind = Binary.ADD if is_op(node, aten.add.Tensor) else Binary.MULTIPLY
-    step = Elementwise(low.number(x), low.number(other), low.builder.number(low.result(node)), kind, NONE, NONE, 0)
-    low.add(node, step, 0, (low.view(x), low.view(other)))
+    return Formula(low.view(x), Binary.ADD, low.view(other))
 
 
 def batch_norm(low: Lowering, node: fx.Node) -> None:
@@ -61,9 +97,8 @@ def batch_norm(low: Lowering, node: fx.Node) -> None:
     if a["bias"] is not None:
         shift = shift + low.tensor(a["bias"]).double()
     kind = Binary.NONE if a["residual"] is None else Binary.ADD
-    step = Elementwise(low.number(a["x"]), low.number(a["residual"]), low.builder.number(low.result(node)), kind,
-                       low.vector(scale), low.vector(shift), ACTIVATIONS.index(a["activation"]))  # fmt: skip
-    low.add(node, step, 0, (low.view(a["x"]), low.view(a["residual"])))
+    other = low.view(a["residual"])
+    put(low, node, Formula(low.view(a["x"]), kind, other, scale, shift, activation=a["activation"]))
 
 
 def shuffle(low: Lowering, node: fx.Node) -> None:
@@ -85,6 +120,17 @@ def slice(low: Lowering, node: fx.Node) -> None:
 
 def alias(low: Lowering, node: fx.Node) -> None:
     low.views[node] = low.view(node.args[0])
+
+
+def first_of_pair(low: Lowering, node: fx.Node) -> None:
+    """The map that squeeze-and-excitation gives, where it has not been written yet: it goes on waiting."""
+    pair = node.args[0]
+    if pair in low.waiting and only_user(node) is not None:
+        low.waiting[node] = low.waiting.pop(pair)
+        if pair in low.places:
+            low.places[node] = low.places[pair]
+    else:
+        alias(low, node)
 
 
 def reshape(low: Lowering, node: fx.Node) -> None:

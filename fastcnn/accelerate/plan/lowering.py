@@ -23,6 +23,7 @@ from ..program import (
     aten,
 )
 from . import lower_convs, lower_maps
+from .formulas import ARITHMETIC
 from .state import Lowering
 
 TABLE: dict[Any, Callable[[Lowering, fx.Node], None]] = {
@@ -39,8 +40,10 @@ TABLE: dict[Any, Callable[[Lowering, fx.Node], None]] = {
     SHUFFLE_CONCAT: lower_maps.shuffle_concat,
     aten.avg_pool2d.default: lower_maps.mean_pool,
     aten.linear.default: lower_convs.linear,
-    aten.add.Tensor: lower_maps.binary,
-    aten.mul.Tensor: lower_maps.binary,
+    aten.adaptive_avg_pool2d.default: lower_maps.adaptive_pool,
+    aten._adaptive_avg_pool2d.default: lower_maps.adaptive_pool,
+    aten.mean.dim: lower_maps.global_pool,
+    **dict.fromkeys(ARITHMETIC, lower_maps.arithmetic),
     aten.cat.default: lower_maps.concat,
     aten.slice.Tensor: lower_maps.slice,
     aten.reshape.default: lower_maps.reshape,
@@ -52,6 +55,6 @@ FREE = (aten.slice.Tensor, aten.reshape.default, aten.contiguous.default)  # low
 def lower(node: fx.Node, low: Lowering) -> None:
     """Adds the steps of ``node``."""
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem":
-        lower_maps.alias(low, node)
+        lower_maps.first_of_pair(low, node)
     else:
         TABLE[node.target](low, node)

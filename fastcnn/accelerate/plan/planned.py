@@ -91,7 +91,7 @@ def _lower(
         elif node is fused[node].last:
             lower_blocks.block(low, fused[node])
     for node in outputs:
-        builder.make_output(low.views[node], shapes[node])
+        builder.make_output(low.view(node), shapes[node])
     return builder, inputs, outputs
 
 

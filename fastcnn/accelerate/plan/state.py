@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, fx
 
-from ..program import tensor_of
+from ..program import aten, is_op, tensor_of
 from .builder import Builder, StepNote, View
 from .words import NONE
+
+if TYPE_CHECKING:
+    from .formulas import Formula
 
 PICTURE_CHANNELS = 4  # up to as many, the first convolution reads an input as it lies
 
@@ -29,11 +34,14 @@ class Lowering:
         self.shapes = shapes  # of one image
         self.builder = builder
         self.views: dict[fx.Node, View] = {}
+        self.waiting: dict[fx.Node, Formula] = {}  # what one node alone reads, and may take into its own step
         self.places: dict[fx.Node, View] = {}  # slices of concatenations that nodes are to write into
         self.sums: dict[fx.Node, int | None] = {}  # the values that hold the sums of maps over their pixels
         self.flattened: dict[fx.Node, tuple[int, ...]] = {}  # the map's shape behind a flattened one
 
     def view(self, node: fx.Node | None) -> View | None:
+        if node in self.waiting:
+            self.waiting.pop(node).emit(self, node)
         return None if node is None else self.views[node]
 
     def number(self, node: fx.Node | None) -> int:
@@ -52,7 +60,7 @@ class Lowering:
 
         Where ``concats`` has placed a slice of it, it is written slice by slice; ranges that lie side by side are one.
         """
-        if not any(user in self.places for user in node.users):
+        if not any(user in self.places and is_op(user, aten.slice.Tensor) for user in node.users):
             return [(0, self.shapes[node][0], self.result(node))]
         slices = sorted((channel_range(user, self.shapes), user) for user in node.users)
         others = sum(end - start for (start, end), user in slices if user not in self.places)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..program import BATCH_NORM, CONV, DEPTHWISE, POINTWISE, SE_GATE, SE_SCALE, Conv, arguments, aten, is_op, tensor_of
+from .formulas import ARITHMETIC, QUOTIENTS, affine, alpha_of
 from .lowering import TABLE
 
 DTYPES = (torch.float32, torch.bfloat16)  # of maps: between plans; within one they are float32
@@ -91,24 +92,29 @@ def _linear(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | Non
     return None if len(shapes.get(x, ())) == 1 else "it is a linear layer of a map"
 
 
-def _binary(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
-    if not all(isinstance(each, fx.Node) and each in shapes for each in node.args) or len(node.args) != 2:
-        return "an operand is a number or a constant"
-    if node.kwargs.get("alpha", 1) != 1:
-        return "an operand is scaled"
-    ours, theirs = sorted((shapes[each] for each in node.args), key=lambda shape: shape != shapes[node])
+def _arithmetic(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
+    constants = affine(program, node, shapes[node][0])
+    if constants is not None:
+        return (
+            None if shapes.get(constants[0]) == shapes[node] else "it broadcasts in a way that the plan has no step for"
+        )
+    if is_op(node, *QUOTIENTS, aten.rsub.Scalar) or not all(each in shapes for each in node.args[:2]):
+        return "an operand is a number or a constant that the plan has no step for"
+    ours, theirs = sorted((shapes[each] for each in node.args[:2]), key=lambda shape: shape != shapes[node])
     spread = len(theirs) == 3 and theirs[1:] == (1, 1) and theirs[0] == ours[0]
     if ours != shapes[node] or not (theirs == ours or spread):
         return "it broadcasts in a way that the plan has no step for"
-    return None
+    return "an operand is scaled" if spread and theirs != ours and alpha_of(node) != 1 else None
+
+
+def _mean(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
+    a = arguments(node)
+    over = sorted(each % 4 for each in a["dim"]) if a["dim"] and len(shapes[node.args[0]]) == 3 else []
+    return None if over == [2, 3] and a["dtype"] is None else "a mean over other dimensions than the pixels"
 
 
 def _mean_pool(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
-    a = arguments(node)
-    # torch counts the padded part of a window that hangs over the end, and not what lies beyond the padding
-    if a["divisor_override"] is not None or a["ceil_mode"]:
-        return "a pool with a divisor of its own or ceil_mode"
-    return None
+    return None if arguments(node)["divisor_override"] is None else "a pool with a divisor of its own"
 
 
 def _concat(program: fx.GraphModule, node: fx.Node, shapes: Shapes) -> str | None:
@@ -149,8 +155,8 @@ _CHECKS: dict[Any, Any] = {
     SE_GATE: _gate,
     SE_SCALE: _scale,
     aten.linear.default: _linear,
-    aten.add.Tensor: _binary,
-    aten.mul.Tensor: _binary,
+    **dict.fromkeys(ARITHMETIC, _arithmetic),
+    aten.mean.dim: _mean,
     aten.avg_pool2d.default: _mean_pool,
     aten.cat.default: _concat,
     aten.slice.Tensor: _slice,

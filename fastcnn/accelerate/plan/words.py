@@ -147,6 +147,7 @@ class Elementwise:
     scale: int
     shift: int
     activation: int
+    residual: int = NONE
 
 
 @dataclass
