@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kBlock = 24 * 1024 / int64_t(sizeof(float));      // of rows: half of L1
 constexpr int64_t kResident = 384 * 1024 / int64_t(sizeof(float));  // of weights: stays in L2 beside the map
+constexpr int64_t kNear = 64 * 1024 / int64_t(sizeof(float));       // of weights: no need to ask for them early
 constexpr int64_t kFar = 10;  // bytes a cycle that a thread gets from the L3 cache
 
 bool has_prologue(const PointwiseArgs& a) { return a.gate != kNone || a.scale != kNone || a.shift != kNone || a.prologue() != Activation::kIdentity; }
@@ -72,6 +73,7 @@ void pointwise(const Call& call) {
   const bool prologue = has_prologue(a);
   const int64_t block = block_rows(x, mine.rows.end - mine.rows.begin, mine.vectors.end - mine.vectors.begin, prologue);
   const Cut cut{mine.vectors.end - mine.vectors.begin};
+  const bool far = cut.vectors * x.C * kLanes > kNear;
   const int64_t pixels = x.H * x.W;
   for (int64_t row = mine.rows.begin; row < mine.rows.end;) {
     // a block lies within one image: gates differ between images, and so may the distance of their pixels
@@ -95,7 +97,7 @@ void pointwise(const Call& call) {
       const TileOutput to{y.data + image * y.image + inside * y.pixel + channel, y.pixel, a.bias == kNone ? nullptr : call.weight(a.bias) + channel,
                           residual == nullptr ? nullptr : residual->data + image * residual->image + inside * residual->pixel + channel,
                           residual == nullptr ? 0 : residual->pixel, int(columns - (width - 1) * kLanes), a.activation(), false};
-      panel(from, to, count, width);
+      panel(from, to, count, width, far && i + 1 < cut.panels() ? cut.width(i + 1) : 0);
       vector += width;
     }
     row += count;
