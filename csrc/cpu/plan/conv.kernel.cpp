@@ -89,6 +89,11 @@ void product(const Operands& o, TileInput from, int64_t image, int64_t pixel, in
   }
 }
 
+// Three planes of a picture: the compiler makes shuffles of it.
+void interleave(const float* __restrict red, const float* __restrict green, const float* __restrict blue, int64_t count, float* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[3 * i] = red[i], to[3 * i + 1] = green[i], to[3 * i + 2] = blue[i];
+}
+
 // Row `at` of x as the windows see it: columns from -pad_left on, zeros outside.
 void copy_row(const Operands& o, int64_t image, int64_t at, float* out) {
   const Map& x = o.x;
@@ -104,6 +109,8 @@ void copy_row(const Operands& o, int64_t image, int64_t at, float* out) {
   if (x.channel == 1 && x.pixel == x.C) std::memcpy(to, from, size_t(inside * x.C) * sizeof(float));
   else if (x.channel == 1)
     for (int64_t i = 0; i < inside; ++i) std::memcpy(to + i * x.C, from + i * x.pixel, size_t(x.C) * sizeof(float));
+  else if (x.C == 3 && x.pixel == 1)
+    interleave(from, from + x.channel, from + 2 * x.channel, inside, to);
   else
     for (int64_t c = 0; c < x.C; ++c)
       for (int64_t i = 0; i < inside; ++i) to[i * x.C + c] = from[i * x.pixel + c * x.channel];
