@@ -41,11 +41,8 @@ External dense(const Tensor& x) {  // not from the strides: those of an extent o
   return {static_cast<float*>(const_cast<void*>(x.const_data_ptr())), H * W * C, W * C, C, 1};
 }
 
-// A value of an input or output has the tensor's own pixels, or all of an image as one.
 void check_extents(const char* what, const Value& v, int64_t C, int64_t H, int64_t W) {
-  const bool own = v.H == H && v.W == W && (v.place == Place::kPicture ? v.channel == 0 && v.C == C : v.pixel == C);
-  const bool flat = v.place != Place::kPicture && v.H == 1 && v.W == 1 && v.pixel == C * H * W;
-  STD_TORCH_CHECK(own || flat, "fastcnn: run_plan: ", what, " ", v.index, " must be [N, ", v.pixel, ", ", v.H, ", ", v.W,
+  STD_TORCH_CHECK(v.lies_in(C, H, W), "fastcnn: run_plan: ", what, " ", v.index, " must be [N, ", v.pixel, ", ", v.H, ", ", v.W,
                   "] as in the program, got [N, ", C, ", ", H, ", ", W, "]");
 }
 

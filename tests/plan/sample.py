@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fastcnn.accelerate.plan.builder import Builder, Plan, StepNote
 from fastcnn.accelerate.plan.planned import lanes
-from fastcnn.accelerate.plan.words import STEPS, Header, Value, encode
+from fastcnn.accelerate.plan.words import STEPS, ConvBf16, Header, PointwiseBf16, Value, encode
 from tests.plan import trials
 from tests.plan.trials import Trial, Window
 
@@ -41,10 +42,13 @@ def edited(program: Tensor, change: Callable[[Header, list[Value], list], object
 
 
 @functools.cache
-def sample() -> Plan:
-    """Takes a picture [N, 3, 9, 8] and a map [N, 10, 5, 4]; gives a vector [N, 7] and a map [N, 20, 5, 4]."""
+def sample(width: int | None = None) -> Plan:
+    """Takes a picture [N, 3, 9, 8] and a map [N, 10, 5, 4]; gives a vector [N, 7] and a map [N, 20, 5, 4].
+
+    ``width``: floats of a vector, if not those of the kernels in use.
+    """
     torch.manual_seed(0)
-    builder = Builder(lanes())
+    builder = Builder(width or lanes())
     picture, second = builder.input((3, 9, 8), picture=True), builder.input((10, 5, 4), picture=False)
 
     def add(trial: Trial, weights: int = 0, **views: object) -> None:
@@ -66,7 +70,7 @@ def sample() -> Plan:
     add(trials.pointwise(20, 7), weights=trials.MUCH, x=means, y=logits)
     builder.make_output(logits, (7,))
     builder.make_output(both, (20, 5, 4))
-    assert {type(step) for step in builder.steps} == set(STEPS)
+    assert {type(step) for step in builder.steps} == set(STEPS) - {PointwiseBf16, ConvBf16}  # those need a processor with AMX
     return builder.finish()
 
 
@@ -82,3 +86,17 @@ def run(program: Tensor, inputs: list[Tensor] | None = None) -> list[Tensor]:
     """The sample's call with another program."""
     plan = sample()
     return torch.ops.fastcnn.run_plan(inputs or sample_inputs(), program, plan.weights, plan.output_shapes)
+
+
+def flip(program: Tensor, rng: random.Random) -> Tensor:
+    """``program`` with one to three words replaced by others that may well be plausible."""
+    program = program.clone()
+    for _ in range(rng.randint(1, 3)):
+        i = rng.randrange(len(program))
+        word = int(program[i])
+        other = rng.choice([
+            rng.randint(-2, 24), word + rng.choice([-16, -1, 1, 16]), int(program[rng.randrange(len(program))]),
+            1 << rng.randrange(24), word * 2, rng.randint(-(2**63), 2**63 - 1),
+        ])  # fmt: skip
+        program[i] = (other + 2**63) % 2**64 - 2**63
+    return program

@@ -249,7 +249,7 @@ MARGINS = (3, 5)  # channels before and behind a slice
 MUCH = 1 << 20  # bytes
 
 
-def plan_of(trial: Trial, layout: str) -> Plan:
+def plan_of(trial: Trial, layout: str, width: int | None = None) -> Plan:
     """The plan of this step alone. Its inputs: what it reads, then one canary for each map that it writes.
 
     ``dense``: from inputs into outputs. ``sliced``: every map is a range of a wider one's channels. ``arena``: those too, of

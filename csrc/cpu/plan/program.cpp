@@ -257,6 +257,11 @@ class Checker {
 
 }  // namespace
 
+bool Value::lies_in(int64_t C_, int64_t H_, int64_t W_) const {
+  if (place == Place::kPicture) return channel == 0 && C == C_ && H == H_ && W == W_;
+  return (pixel == C_ && H == H_ && W == W_) || (H == 1 && W == 1 && pixel == C_ * H_ * W_);
+}
+
 Program Program::parse(const int64_t* words, int64_t count, int64_t lanes, int64_t weights) {
   static_assert(sizeof(Value) == 8 * sizeof(int64_t) && sizeof(StepHead) == 2 * sizeof(int64_t), "as words.py writes them");
   if (count < words_of<Header>()) refuse("is shorter than its header");

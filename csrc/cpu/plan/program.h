@@ -48,6 +48,9 @@ struct Value {
   int64_t channel;  // the first one, of the `pixel` floats of a pixel
   int64_t C, H, W;
   int64_t pixel;
+
+  // Of an input or output: whether it has the pixels of a tensor [N, C, H, W], or all of an image as one.
+  bool lies_in(int64_t C, int64_t H, int64_t W) const;
 };
 
 enum class Op : int64_t {
