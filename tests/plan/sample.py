@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastcnn.accelerate.plan.builder import Builder, Plan, StepNote
 from fastcnn.accelerate.plan.planned import lanes
+from fastcnn.accelerate.plan.weights import Blob
 from fastcnn.accelerate.plan.words import STEPS, ConvBf16, Header, PointwiseBf16, Value, encode
 from tests.plan import trials
 from tests.plan.trials import Trial, Window
@@ -48,7 +49,7 @@ def sample(width: int | None = None) -> Plan:
     ``width``: floats of a vector, if not those of the kernels in use.
     """
     torch.manual_seed(0)
-    builder = Builder(width or lanes())
+    builder = Builder(Blob(width or lanes()))
     picture, second = builder.input((3, 9, 8), picture=True), builder.input((10, 5, 4), picture=False)
 
     def add(trial: Trial, weights: int = 0, **views: object) -> None:

@@ -12,6 +12,7 @@ import torch
 from fastcnn.accelerate.plan.builder import Builder, StepNote
 from fastcnn.accelerate.plan.op import AVAILABLE
 from fastcnn.accelerate.plan.planned import lanes
+from fastcnn.accelerate.plan.weights import Blob
 from fastcnn.accelerate.plan.words import (
     Conv,
     Depthwise,
@@ -115,7 +116,7 @@ CASES = {
     "residual of others": (name_instead(Pointwise, "residual", lambda v: v.C == 20), "differ in shape"),
     "other of others": (name_instead(Elementwise, "other", lambda v: v.C == 10 and v.H == 5), "differ in shape"),
     "pool of others": (name_instead(PoolWindow, "x", lambda v: v.C == 10 and v.H == 5), "changes the channels"),
-    "mean of others": (name_instead(GlobalPool, "x", lambda v: v.C == 10 and v.H == 5), "another size"),
+    "mean of others": (name_instead(GlobalPool, "x", lambda v: v.C == 10 and v.H == 5), "another size|a late step"),
     "weight out of line": (set_step(Pointwise, weight=8), "outside the blob"),
     "weight behind the blob": (lambda h, v, s: setattr(s[0], "weight", h.weights - 16), "outside the blob"),
     "bias behind the blob": (lambda h, v, s: setattr(s[0], "bias", h.weights), "outside the blob"),
@@ -131,8 +132,8 @@ CASES = {
     "memory under a window": (set_step(Conv, dilation_h=2**22, dilation_w=2**20), "need too much memory"),
     "activation": (set_step(Conv, activation=7), "an unknown activation"),
     "prologue": (set_step(Pointwise, prologue=-1), "an unknown activation"),
-    "kind of a pool": (set_step(PoolWindow, kind=3), "an unknown pool"),
-    "kind of two maps": (set_step(Elementwise, kind=3), "an unknown elementwise step"),
+    "kind of a pool": (set_step(PoolWindow, kind=4), "an unknown pool"),
+    "kind of two maps": (set_step(Elementwise, kind=4), "an unknown elementwise step"),
     "two maps of one": (set_step(Elementwise, kind=0), "an unknown elementwise step"),
     "one map of two": (set_step(Elementwise, other=-1), "an unknown elementwise step"),
     "groups of a shuffle": (set_step(Shuffle, groups=3), "the groups of a shuffle"),
@@ -264,7 +265,7 @@ def test_a_call_that_is_wrong(name: str) -> None:
 def test_memory_that_overflows() -> None:
     """An arena and a batch whose product is 2^64 floats: no small buffer may come of it."""
     refused(lambda: run(edited(sample().program, set_header(arena=2**40))), "no memory for")
-    builder = Builder(lanes())
+    builder = Builder(Blob(lanes()))
     numbers = {"x": builder.number(builder.input((1, 1, 1), picture=True)), "y": builder.number(builder.map(1))}
     builder.add(conv(1, 1, 1, 1).step(builder, numbers), StepNote("step", "test", 0, 0, 0))
     builder.make_output(builder.values[numbers["y"]], (1,))

@@ -256,7 +256,7 @@ def plan_of(trial: Trial, layout: str, width: int | None = None) -> Plan:
     buffers in the arena, which other steps fill and empty. ``late``: the same, with the step where several images share
     its weights.
     """
-    builder = Builder(Blob(lanes()))
+    builder = Builder(Blob(width or lanes()))
     before, behind = (0, 0) if layout == "dense" else MARGINS
     inside = layout in ("arena", "late")
     at: dict[str, int] = {}
