@@ -11,7 +11,7 @@ namespace fastcnn {
 namespace plan {
 inline namespace FASTCNN_ISA {
 
-extern const Kernel kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual;
+extern const Kernel kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual, kGrouped;
 
 // Without `run` where the processor has no matrix unit for bfloat16: asked at the first call, never while the library loads.
 Kernel pointwise_bf16();

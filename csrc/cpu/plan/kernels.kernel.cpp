@@ -8,7 +8,7 @@ inline namespace FASTCNN_ISA {
 
 const Kernels& plan_kernels() {
   static const Kernels kernels{kLanes, {kPointwise, kConv, kDepthwise, kGlobalPool, kPool, kElementwise, kShuffle, kInvertedResidual,
-                                 pointwise_bf16(), conv_bf16()}};
+                                 pointwise_bf16(), conv_bf16(), kGrouped}};
   return kernels;
 }
 

@@ -44,6 +44,7 @@ class Checker {
       case Op::kInvertedResidual: return check(sized<InvertedResidualArgs>(step, words));
       case Op::kPointwiseBf16: return check(sized<PointwiseArgs>(step, words), true);
       case Op::kConvBf16: return check(sized<ConvArgs>(step, words), true);
+      case Op::kGrouped: return check(sized<GroupedArgs>(step, words));
       case Op::kCount: break;
     }
     refuse("names an unknown step, " + std::to_string(int64_t(step.op)) + ", at step " + std::to_string(index));
@@ -173,6 +174,17 @@ class Checker {
       blob(a.weight, a.kernel_h * a.kernel_w * (x.C / a.groups), vectors);
     }
     optional_blob(a.bias, vectors);
+    activation(a.activation_);
+  }
+
+  void check(const GroupedArgs& a) const {
+    const Value &x = read(a.x), &y = written(a.y);
+    window(x, y, a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.dilation_h, a.dilation_w);
+    need(a.group == 2 || a.group == 4 || a.group == 8, "groups of another size than 2, 4 or 8");
+    need(a.group < header_.lanes && x.C == y.C && x.C % a.group == 0, "groups that do not divide the channels");
+    residual(a.residual, y);
+    blob(a.weight, a.kernel_h * a.kernel_w * a.group, padded(x.C));
+    optional_blob(a.bias, y.C);
     activation(a.activation_);
   }
 

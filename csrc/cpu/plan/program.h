@@ -64,6 +64,7 @@ enum class Op : int64_t {
   kInvertedResidual,
   kPointwiseBf16,
   kConvBf16,
+  kGrouped,
   kCount
 };
 
@@ -88,6 +89,16 @@ struct ConvArgs {
   int64_t x, y, residual;
   int64_t weight, bias;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, groups;
+  Activation activation() const { return Activation(activation_); }
+  int64_t activation_;
+};
+
+// A convolution in groups of `group` channels of x and y alike: 2, 4 or 8, less than a vector has lanes.
+// weight: [ceil(C / lanes)][kernel_h kernel_w group][lanes].
+struct GroupedArgs {
+  int64_t x, y, residual;
+  int64_t weight, bias;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, group;
   Activation activation() const { return Activation(activation_); }
   int64_t activation_;
 };

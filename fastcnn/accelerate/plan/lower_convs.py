@@ -10,11 +10,12 @@ from torch import Tensor, fx
 from ..program import SE_GATE, SE_SCALE, Conv, arguments, is_op
 from .builder import View
 from .formulas import Formula, put
-from .state import Lowering
-from .words import ACTIVATIONS, NONE, Binary, ConvBf16, Depthwise, GlobalPool, Pointwise, PointwiseBf16
+from .state import PICTURE_CHANNELS, Lowering
+from .words import ACTIVATIONS, NONE, Binary, ConvBf16, Depthwise, GlobalPool, Grouped, Pointwise, PointwiseBf16
 from .words import Conv as ConvStep
 
 LEAST_BF16 = 16  # channels: with fewer most of a tile's depth is padding
+GROUPS = (2, 4, 8)  # channels of a group that the step for several groups in a vector takes
 
 
 def padding_of(padding: tuple[int, ...], size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
@@ -51,6 +52,10 @@ def conv(low: Lowering, node: fx.Node) -> None:
         elif plain:
             step = Pointwise(low.builder.number(x), low.builder.number(y), residual, NONE,
                              low.builder.blob.matrix(w.flatten(1)), low.vector(b), NONE, NONE, 0, kind)  # fmt: skip
+        elif _few_channels(w.shape, conv.groups, low):
+            packed = w.permute(0, 2, 3, 1).flatten(1)
+            step = Grouped(low.builder.number(x), low.builder.number(y), residual, low.builder.blob.matrix(packed),
+                           low.vector(b), kernel_h, kernel_w, *conv.stride, top, left, *conv.dilation, w.shape[1], kind)  # fmt: skip
         else:
             # [O, C / G, kH, kW] -> [G][O / G][kH kW C / G]: channels innermost, as the map has them
             packed = w.permute(0, 2, 3, 1).unflatten(0, (conv.groups, -1))
@@ -58,6 +63,13 @@ def conv(low: Lowering, node: fx.Node) -> None:
                             low.vector(b, conv.groups), kernel_h, kernel_w, *conv.stride, top, left, *conv.dilation,
                             conv.groups, kind)  # fmt: skip
         low.add(node, step, w.numel() * height * width, (x, y, low.view(conv.residual)), w.numel())
+
+
+def _few_channels(shape: tuple[int, ...], groups: int, low: Lowering) -> bool:
+    """Whether groups of a weight ``[O, C / G, kH, kW]`` are so small that a vector holds several."""
+    outputs, group = shape[:2]
+    square = outputs == group * groups > PICTURE_CHANNELS
+    return groups > 1 and square and group in GROUPS and group < low.builder.blob.lanes
 
 
 def depthwise(low: Lowering, node: fx.Node) -> None:

@@ -180,6 +180,25 @@ class InvertedResidual:
     activation: int
 
 
+@dataclass
+class Grouped:
+    x: int
+    y: int
+    residual: int
+    weight: int
+    bias: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+    dilation_h: int
+    dilation_w: int
+    group: int
+    activation: int
+
+
 # in the order of enum Op
 class PointwiseBf16(Pointwise):
     """With operands rounded to bfloat16."""
@@ -191,6 +210,7 @@ class ConvBf16(Conv):
 
 STEPS = (
     Pointwise, Conv, Depthwise, GlobalPool, PoolWindow, Elementwise, Shuffle, InvertedResidual, PointwiseBf16, ConvBf16,
+    Grouped,
 )  # fmt: skip
 READS = ("x", "residual", "gate", "other", "second")  # the fields that name values
 WRITES = ("y", "sums")
