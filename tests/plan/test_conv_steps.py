@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways that a convolution of a plan takes by its size, against float64: by rows, by blocks of windows, several groups in a vector."""
+"""Each way that a convolution of a plan takes, against float64: by rows, by blocks of windows, groups in a vector."""
 
 from __future__ import annotations
 
