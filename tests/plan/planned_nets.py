@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.accelerate.api import rewrite
 from fastcnn.accelerate.capture import capture
-from fastcnn.accelerate.plan import Planned, plan
+from fastcnn.accelerate.plan import Blob, Planned, lanes, plan
 from fastcnn.testing import assert_close_fp64
 
 
@@ -38,8 +38,7 @@ def planned(net: nn.Module, shape: tuple[int, ...]) -> Planned:
     with torch.no_grad():
         program = capture(net, (torch.randn(2, *shape),), False).program
         rewrite(program, None, "cpu")
-    found = plan(program)
-    assert found is not None, "no plan"
+    found = plan(program, Blob(lanes()))
     exact = copy.deepcopy(net).double()
     for images in (1, 3):
         x = torch.randn(images, *shape)

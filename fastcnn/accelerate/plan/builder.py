@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .arena import Lifetime, place
 from .weights import Blob
-from .words import MAGIC, NONE, READS, VERSION, WRITES, Header, Place, Value, encode, values_of
+from .words import MAGIC, NONE, READS, VERSION, WRITES, Binary, Elementwise, Header, Place, Value, encode, values_of
 
 CACHE = 1 << 20  # bytes of L2 that maps may take
 MOST_IMAGES = 8
@@ -105,8 +105,6 @@ class Builder:
         self.output_shapes.append([len(shape), *shape])
 
     def copy(self, source: View, to: View, layer: str) -> None:
-        from .words import Binary, Elementwise
-
         step = Elementwise(self.number(source), NONE, self.number(to), Binary.NONE, NONE, NONE, 0)
         self.add(step, StepNote("copy", layer, 0, 8 * to.C * to.H * to.W, 0))
 
@@ -129,6 +127,7 @@ class Builder:
         for i, step in enumerate(self.steps):
             for value in values_of(step, READS) + values_of(step, WRITES):
                 lives.setdefault(self.values[value].buffer, []).append(i)
+        shared = self._written_over(lives)
         early, group = split(self.notes)
         for b, steps in lives.items():
             if self.buffers[b].place is Place.ARENA and max(steps) >= early:
@@ -143,14 +142,36 @@ class Builder:
             offset_of |= zip(inside, offsets, strict=True)
         values = []
         for view in self.values:
-            buffer = self.buffers[view.buffer]
-            values.append(Value(buffer.place, buffer.index, offset_of.get(view.buffer, 0), view.channel, view.C, view.H,
+            memory = shared.get(view.buffer, view.buffer)
+            buffer = self.buffers[memory]
+            values.append(Value(buffer.place, buffer.index, offset_of.get(memory, 0), view.channel, view.C, view.H,
                                 view.W, view.pixel))  # fmt: skip
         header = Header(MAGIC, VERSION, self.blob.lanes, self.inputs, len(self.output_shapes), len(values),
                         len(self.steps), sizes[Place.ARENA], sizes[Place.KEPT], self.blob.size, early, group)  # fmt: skip
         shapes = [extent for shape in self.output_shapes for extent in shape]
         arena = sizes[Place.ARENA] + sizes[Place.KEPT]
         return Plan(encode(header, values, self.steps), self.blob.tensor(), shapes, self.notes, arena)
+
+    def _written_over(self, lives: dict[int, list[int]]) -> dict[int, int]:
+        """Results of elementwise steps that take the place of an operand which nothing reads afterwards: the buffer of each.
+
+        ``lives``: the steps that use each buffer, in order; those of a result go over to the operand.
+        """
+        shared: dict[int, int] = {}
+        for i, step in enumerate(self.steps):
+            if not isinstance(step, Elementwise):
+                continue
+            y = self.values[step.y]
+            for value in values_of(step, READS):
+                x = self.values[value]
+                memory = shared.get(x.buffer, x.buffer)
+                fits = x.whole and y.whole and (x.C, x.H, x.W) == (y.C, y.H, y.W)
+                free = all(self.buffers[b].place is Place.ARENA for b in (memory, y.buffer))
+                if fits and free and y.buffer in lives and lives[memory][-1] == lives[y.buffer][0] == i:
+                    lives[memory] += lives.pop(y.buffer)
+                    shared[y.buffer] = memory
+                    break
+        return shared
 
 
 def split(notes: list[StepNote]) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def _lower(
         ]
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     builder = Builder(blob)
-    bf16 = can_bf16() and any(node.meta["val"].dtype == torch.bfloat16 for node in nodes)
+    bf16 = can_bf16() and any(getattr(node.meta["val"], "dtype", None) is torch.bfloat16 for node in nodes)
     low = Lowering(program, shapes, builder, bf16)
     for node in inputs:
         low.views[node] = builder.input(shapes[node], _is_picture(node, inside, shapes))
