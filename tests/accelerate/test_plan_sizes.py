@@ -29,7 +29,7 @@ def test_each_size_has_its_plan_and_the_weights_are_packed_once(monkeypatch):
     write = packed.Blob.tensor
 
     def counted(blob):
-        written.append(sum(source.numel() for _, source in blob._waiting))
+        written.append(sum(source.numel() for _, source, _ in blob._waiting))
         return write(blob)
 
     monkeypatch.setattr(packed.Blob, "tensor", counted)
