@@ -89,7 +89,9 @@ def load(path: str | os.PathLike[str]) -> Archive:
         raise FileNotFoundError(f"load: no file {str(path)!r}")
     try:
         text, data = _read(path)
-        return _build(_parse(text), from_bytes(data))
+        document, tensors = _parse(text), from_bytes(data)
+        del data  # as large as the weights, which are there once more and are about to be copied
+        return _build(document, tensors)
     except Refused as error:
         raise ArchiveError(f"load: {str(path)!r} is refused: {error}") from None
     except RecursionError:

@@ -103,7 +103,7 @@ def from_bytes(data: bytes) -> dict[str, Tensor]:
 
 
 def unpack(program: fx.GraphModule, listed: Any, tensors: dict[str, Tensor]) -> set[str]:
-    """Register what ``listed`` names, in its order; its names.
+    """Register what ``listed`` names, in its order, and take it out of ``tensors``; its names.
 
     Raises: Refused, naming the entry.
     """
@@ -119,7 +119,7 @@ def unpack(program: fx.GraphModule, listed: Any, tensors: dict[str, Tensor]) -> 
         if not is_path(name) or name in made or kind not in _KINDS:
             raise Refused(f"{place} must have a plain dotted name of its own and a kind of {_KINDS}, got {short(kind)}")
         if other is None:
-            tensor = _own_memory(place, tensors.get(name), entry.get("memory_format"))
+            tensor = _own_memory(place, tensors.pop(name, None), entry.get("memory_format"))
         elif isinstance(other, str) and other in made and other not in shared and "memory_format" not in entry:
             tensor = made[other]
             shared.add(name)
@@ -129,7 +129,7 @@ def unpack(program: fx.GraphModule, listed: Any, tensors: dict[str, Tensor]) -> 
             tensor = nn.Parameter(tensor, requires_grad=False)
         made[name] = tensor
         _register(program, place, name, kind, tensor)
-    strange = sorted(tensors.keys() - (made.keys() - shared))
+    strange = sorted(tensors)
     if strange:
         raise Refused(f"{len(strange)} stored weights are not listed: {short(strange)}")
     return set(made)

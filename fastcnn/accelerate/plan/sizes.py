@@ -8,9 +8,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 _BATCHES = (37, 41)  # what differs between the two depends on the batch
+
+
+def _binary(a: Tensor, b: Tensor | float) -> Tensor:
+    return a.new_empty(torch.broadcast_shapes(a.shape, b.shape)) if isinstance(b, Tensor) else torch.empty_like(a)
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    extents = list(parts[0].shape)
+    extents[dim] = sum(part.shape[dim] for part in parts)
+    return parts[0].new_empty(extents)
+
+
+# Of these torch's own shape functions import its compiler first, half a second: a load and a first call take less.
+_SHAPES = {
+    torch.ops.aten.add.Tensor: _binary,
+    torch.ops.aten.mul.Tensor: _binary,
+    torch.ops.aten.cat.default: _cat,
+    torch.ops.aten.linear.default: lambda x, weight, bias=None: x.new_empty((*x.shape[:-1], weight.shape[0])),
+}
 
 
 def at_sizes(
@@ -52,21 +71,31 @@ def _image(value: Any, batch: int) -> Any:
 def _propagate(
     program: fx.GraphModule, shapes: Sequence[Sequence[int | None]], dtypes: Sequence[torch.dtype], batch: int
 ) -> dict[fx.Node, Any]:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        inputs = [
-            torch.empty([batch if extent is None else extent for extent in shape], dtype=dtype)
+    values = _Values(program)
+    with torch.no_grad():
+        values.run(*(
+            torch.empty([batch if extent is None else extent for extent in shape], dtype=dtype, device="meta")
             for shape, dtype in zip(shapes, dtypes, strict=True)
-        ]
-        shapes_of = _Values(program)
-        shapes_of.run(*inputs)
-    return shapes_of.values
+        ))  # fmt: skip
+    return values.found
 
 
 class _Values(fx.Interpreter):
+    """Runs a program on the meta device: 2 to 5 times as fast as fake tensors."""
+
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__(program)
-        self.values: dict[fx.Node, Any] = {}
+        self.found: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        found = self.values[n] = super().run_node(n)
+        found = self.found[n] = super().run_node(n)
         return found
+
+    def get_attr(self, target: str, args: tuple, kwargs: dict) -> Any:
+        found = super().get_attr(target, args, kwargs)
+        return found.detach().to("meta") if isinstance(found, Tensor) else found
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        if target in _SHAPES and len({each.dtype for each in tree_leaves(args) if isinstance(each, Tensor)}) == 1:
+            return _SHAPES[target](*args)
+        return super().call_function(target, args, kwargs | {"device": "meta"} if "device" in kwargs else kwargs)
