@@ -3,16 +3,19 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import fastcnn
 from fastcnn.accelerate import clock
 from fastcnn.accelerate import profile as profiling
 from fastcnn.accelerate.clock import Timed
 from fastcnn.accelerate.plan import AVAILABLE
 from fastcnn.analysis import machine
-from tests.accelerate.plan_nets import accelerated
+from tests.accelerate.plan_nets import accelerated, net
 
 needs_plans = pytest.mark.skipif(not AVAILABLE, reason="no compiled CPU library")
 
@@ -123,6 +126,16 @@ def test_bad_input():
         fast.profile()
     with pytest.raises(ValueError, match=r"must be \[N, 3, 24, 24\] as in the example"):
         fast.profile(torch.randn(1, 3, 25, 24))
+
+
+@needs_plans
+def test_the_example_of_the_readme(capsys):
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n((?:(?!```).)*?fast\.profile.*?)```", text, re.DOTALL)
+    names = {"torch": torch, "fastcnn": fastcnn, "model": net()}
+    exec(code, names)  # noqa: S102  (of our own page)
+    assert names["slowest"].share == max(step.share for step in names["found"].steps)
+    assert "Plans(count=1" in capsys.readouterr().out
 
 
 def test_rates_of_this_machine(monkeypatch):
