@@ -32,9 +32,8 @@ class Step:
         milliseconds: median over the calls; ``share`` of the sum of all.
         gflops: multiply-adds counted twice; None where their number is not known or zero.
         gigabytes: a second, of the maps and weights that it reads and writes.
-        percent: of what this machine can: the time of the multiply-adds at the rate of its best matrix product, or of the
-            bytes at the rate of its best copy of so many, whichever is longer, over the time taken. None but on a CPU in
-            float32.
+        percent: of what this machine can: the time of the multiply-adds at the peak of its units, or of the bytes at the
+            rate of its best copy of so many, whichever is longer, over the time taken. None but on a CPU in float32.
     """
 
     kind: str
@@ -65,6 +64,7 @@ class Profile:
         shapes: of the inputs.
         device, dtype, threads, calls: the state all this was found in.
         peak_gflops, peak_gigabytes: of the machine, the latter by bytes at a time; None and empty but on a CPU in float32.
+        peak_how: what the former was measured with.
         steps: in the order in which they run.
     """
 
@@ -75,6 +75,7 @@ class Profile:
     threads: int
     calls: int
     peak_gflops: float | None = None
+    peak_how: str = ""
     peak_gigabytes: dict[int, float] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -158,16 +159,18 @@ def profile(model: str, program: fx.GraphModule, inputs: Sequence[Tensor], calls
                     torch.get_num_threads(), calls)  # fmt: skip
     known = device.type == "cpu" and dtype == torch.float32
     if known:
-        found.peak_gflops = machine.peak_flops() / 1e9
+        from ..analysis.peers.peak import fma_peak
+
+        found.peak_gflops, found.peak_how = fma_peak(found.threads)
         found.peak_gigabytes = {size: rate / 1e9 for size, rate in machine.copy_bandwidth().items()}
     total = sum(each.milliseconds for each in timed)
-    found.steps = [_step(each, total, known) for each in timed]
+    found.steps = [_step(each, total, found.peak_gflops) for each in timed]
     return found
 
 
-def _step(timed: Timed, total: float, known: bool) -> Step:
+def _step(timed: Timed, total: float, peak: float | None) -> Step:
     seconds = max(timed.milliseconds, 1e-6) / 1e3
-    percent = 100 * machine.roof_seconds(timed.bytes, timed.macs) / seconds if known else None
+    percent = None if peak is None else 100 * machine.roof_seconds(timed.bytes, timed.macs, 1e9 * peak) / seconds
     gflops = 2e-9 * timed.macs / seconds if timed.macs else None
     share = timed.milliseconds / total if total else 0.0
     return Step(

@@ -68,7 +68,7 @@ def _peak_flops(threads: int) -> float:
     return max(rates)
 
 
-def roof_seconds(moved: int, macs: int) -> float:
-    """The slower of: the bytes at the copy rate of the nearest working set, the multiply-adds at the GEMM rate."""
+def roof_seconds(moved: int, macs: int, flops: float | None = None) -> float:
+    """The slower of: the bytes at the copy rate of the nearest working set, the multiply-adds at ``flops`` or the GEMM rate."""
     nearest = min(_PROBE_BYTES, key=lambda size: abs(size - moved))
-    return max(moved / copy_bandwidth()[nearest], 2 * macs / peak_flops())
+    return max(moved / copy_bandwidth()[nearest], 2 * macs / (flops or peak_flops()))

@@ -75,4 +75,4 @@ def print_profile(name: str, profile: "Profile") -> None:
         rates = ", ".join(
             f"{rate:.0f} at {size / 2**20:g} MiB" for size, rate in sorted(profile.peak_gigabytes.items())
         )
-        print(f"peak: {profile.peak_gflops:.0f} GFLOP/s of a matrix product; a copy's GB/s: {rates}")
+        print(f"peak: {profile.peak_gflops:.0f} GFLOP/s of {profile.peak_how}; a copy's GB/s: {rates}")

@@ -15,6 +15,7 @@ from fastcnn.accelerate import profile as profiling
 from fastcnn.accelerate.clock import Timed
 from fastcnn.accelerate.plan import AVAILABLE
 from fastcnn.analysis import machine
+from fastcnn.analysis.peers import peak
 from tests.accelerate.plan_nets import accelerated, net
 
 needs_plans = pytest.mark.skipif(not AVAILABLE, reason="no compiled CPU library")
@@ -23,7 +24,7 @@ needs_plans = pytest.mark.skipif(not AVAILABLE, reason="no compiled CPU library"
 @pytest.fixture(autouse=True)
 def rates(monkeypatch):
     """100 GFLOP/s, 10 GB/s at any size."""
-    monkeypatch.setattr(machine, "peak_flops", lambda: 100e9)
+    monkeypatch.setattr(peak, "fma_peak", lambda threads: peak.Peak(100.0, "a test"))
     monkeypatch.setattr(machine, "copy_bandwidth", lambda: dict.fromkeys(machine._PROBE_BYTES, 10e9))
 
 
@@ -67,8 +68,8 @@ def test_another_dtype_has_no_percentages():
 
 
 def test_percent_is_of_the_slower_of_arithmetic_and_bytes():
-    heavy = profiling._step(Timed("conv", "a", 1.0, 10**7, 1000, 0), 4.0, True)  # 20 MFLOP: 0.2 ms at the peak
-    moved = profiling._step(Timed("copy", "b", 2.0, 0, 10**7, None), 4.0, True)  # 10 MB: 1 ms
+    heavy = profiling._step(Timed("conv", "a", 1.0, 10**7, 1000, 0), 4.0, 100.0)  # 20 MFLOP: 0.2 ms at the peak
+    moved = profiling._step(Timed("copy", "b", 2.0, 0, 10**7, None), 4.0, 100.0)  # 10 MB: 1 ms
     assert (heavy.percent, heavy.gflops, heavy.share) == (pytest.approx(20.0), pytest.approx(20.0), 0.25)
     assert (moved.percent, moved.gflops, moved.gigabytes) == (pytest.approx(50.0), None, pytest.approx(5.0))
     assert moved.cells() == ("copy", "b", "2.000", "50.0 %", "", "5.0", "50.0")

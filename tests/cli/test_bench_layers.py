@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastcnn.analysis import machine
+from fastcnn.analysis.peers import peak
 from fastcnn.cli import layers, main
 
 MODEL = "shufflenet_v2_x0_5"
@@ -14,7 +15,7 @@ MODEL = "shufflenet_v2_x0_5"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(machine, "peak_flops", lambda: 100e9)
+    monkeypatch.setattr(peak, "fma_peak", lambda threads: peak.Peak(100.0, "a test"))
     monkeypatch.setattr(machine, "copy_bandwidth", lambda: dict.fromkeys(machine._PROBE_BYTES, 10e9))
     monkeypatch.setattr(layers, "CALLS", 1)
 
@@ -23,7 +24,7 @@ def test_table(capsys):
     assert main(["bench", "--layers", MODEL]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{MODEL}: ") and "input 1x3x224x224, float32 on cpu" in text
-    assert "GFLOP/s" in text and "all of them" in text and "peak: 100 GFLOP/s" in text
+    assert "GFLOP/s" in text and "all of them" in text and "peak: 100 GFLOP/s of a test" in text
 
 
 def test_json(capsys):
