@@ -51,7 +51,7 @@ def accelerate(
         example: an input, or the tuple of inputs. Other batch sizes work, other shapes with ``dynamic_size``.
         dtype: of weights and arithmetic, default the model's own. Inputs and outputs keep theirs.
         dynamic_size: height and width of maps may change too. On the CPU the first call of a size makes its plan, which
-            takes some 0.1 to 0.5 s; the last 8 sizes are kept.
+            takes some 0.05 to 0.2 s; the last 8 sizes are kept.
         strict: raise where the model cannot be captured or the result is off; False returns :class:`Unchanged`.
         tolerance: largest relative error against the original in fp64; default 1e-5 (an epsilon of a half ``dtype``), or
             5 times the original's own error in its dtype and ``dtype`` where that is larger.
