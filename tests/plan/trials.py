@@ -100,8 +100,7 @@ def pointwise(C: int, O: int, H: int = 1, W: int = 1, *, bias: bool = True, resi
 
     def exact(maps: Maps) -> Maps:
         x = ACTIVATIONS[prologue](maps["x"] * spread(factors, maps["x"], 1) + spread(shifts, maps["x"], 0))
-        x = x * maps.get("gate", 1)
-        y = F.conv2d(x, weight.to(x.dtype)[:, :, None, None], like(b, x)) + maps.get("residual", 0)
+        y = F.conv2d(x * maps.get("gate", 1), weight.to(x.dtype)[:, :, None, None], like(b, x)) + maps.get("residual", 0)
         return {"y": ACTIVATIONS[activation](y)}
 
     reads = {"x": (C, H, W)}
