@@ -100,8 +100,8 @@ def pointwise(C: int, O: int, H: int = 1, W: int = 1, *, bias: bool = True, resi
 
     def exact(maps: Maps) -> Maps:
         x = ACTIVATIONS[prologue](maps["x"] * spread(factors, maps["x"], 1) + spread(shifts, maps["x"], 0))
-        y = F.conv2d(x * maps.get("gate", 1), weight.to(x.dtype)[:, :, None, None], like(b, x)) + maps.get("residual", 0)
-        return {"y": ACTIVATIONS[activation](y)}
+        y = F.conv2d(x * maps.get("gate", 1), weight.to(x.dtype)[:, :, None, None], like(b, x))
+        return {"y": ACTIVATIONS[activation](y + maps.get("residual", 0))}
 
     reads = {"x": (C, H, W)}
     reads |= {"residual": (O, H, W)} if residual else {}
@@ -244,8 +244,7 @@ def shuffle(C: int, groups: int, H: int, W: int, *, two: bool = False) -> Trial:
                  lambda builder, at: words.Shuffle(at["x"], at.get("second", NONE), at["y"], groups), exact)  # fmt: skip
 
 
-MARGINS = (3, 5)  # channels before and behind a slice
-MUCH = 1 << 20  # bytes
+MARGINS, MUCH = (3, 5), 1 << 20  # channels before and behind a slice; bytes
 
 
 def plan_of(trial: Trial, layout: str, width: int | None = None) -> Plan:
