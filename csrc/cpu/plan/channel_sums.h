@@ -17,7 +17,8 @@ inline namespace FASTCNN_ISA {
 // finish().
 class ChannelSums {
  public:
-  ChannelSums(const Call& call, const Map& sums, const Map& y) : call_(call), sums_(sums), H_(y.H), parts_(parts(y)), mine_(call.team.share(parts_)) {
+  ChannelSums(const Call& call, const Map& sums, const Map& y) : call_(call), sums_(sums), H_(y.H), parts_(parts(y)),
+        mine_(call.team.share(parts_)) {
     for (int64_t n = 0; n < sums.images; ++n)
       for (int64_t part = mine_.begin; part < mine_.end; ++part) std::memset(at(n, part), 0, size_t(sums.C) * sizeof(float));
   }

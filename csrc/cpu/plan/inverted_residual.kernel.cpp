@@ -55,7 +55,8 @@ struct Panel {
 
 // P pixels of one output row, `step` floats apart in the ring; taps in registers.
 template <int K, int P>
-FASTCNN_INLINE void depthwise_pixels(const float* const* in, int64_t at, int64_t step, int64_t pixel, const decltype(V::v)* taps, V bias, V* sums) {
+FASTCNN_INLINE void depthwise_pixels(const float* const* in, int64_t at, int64_t step, int64_t pixel, const decltype(V::v)* taps,
+                                     V bias, V* sums) {
 #pragma GCC unroll 7
   for (int p = 0; p < P; ++p) sums[p] = bias;
 #pragma GCC unroll 7

@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 
 def blocks(nodes: list[fx.Node], program: fx.GraphModule, shapes: Shapes) -> dict[fx.Node, Block]:
-    """For every node of a fused step that step; a 1x1 convolution between two depthwise ones goes with the first that takes it."""
+    """For every node of a fused step that step; of two that want one 1x1 convolution, the first has it."""
     inside = set(nodes)
     found: dict[fx.Node, Block] = {}
     for node in nodes:
@@ -52,8 +52,8 @@ def chosen(shapes: Shapes, expand: fx.Node | None, depthwise: fx.Node, project: 
 
     A step for each writes the expanded map and reads every row of it once per row of the window, and writes and reads the
     depthwise map; a fused step has both in the nearest cache, at the price of a copy where nothing is expanded. On 15 to
-    150 GB/s of the caches behind that the difference pays from 2 MB on: 1.2 to 2 times as fast on maps of 112 and 56
-    rows, 1.05 to 1.25 on 28. On lower maps the rows that two threads' windows share cost what it saves, and each thread
+    150 GB/s of the caches behind that the difference pays from 2 MB on: 1.2 to 2 times as fast on maps of 112 and
+    56 rows, 1.05 to 1.25 on 28. On lower maps the rows that two threads' windows share cost what it saves, and each thread
     reads all weights where separate steps give it a part of them: 0.8 to 1.05.
     """
     if expand is None and project is None:
