@@ -5,7 +5,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from . import _dispatch, ops  # noqa: E402  (the version is read by the loader)
+from . import _dispatch, ops
 
 _dispatch.install()
 

@@ -22,7 +22,7 @@ from fastcnn.accelerate.plan.words import NONE
 from tests import instruction_sets
 from tests.plan import trials
 from tests.plan.checked import check
-from tests.plan.test_kernels import draw_window
+from tests.plan.draws import draw_window
 from tests.plan.trials import AROUND, LAYOUTS, Maps, Trial, Window, kind_of, like, maybe, vector, weight_of
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the CPU library is not built")

@@ -127,8 +127,8 @@ class Builder:
         for i, step in enumerate(self.steps):
             for value in values_of(step, READS) + values_of(step, WRITES):
                 lives.setdefault(self.values[value].buffer, []).append(i)
-        shared = self._written_over(lives)
         early, group = split(self.notes)
+        shared = self._written_over(lives, early)
         for b, steps in lives.items():
             if self.buffers[b].place is Place.ARENA and max(steps) >= early:
                 self.buffers[b].place = Place.KEPT
@@ -152,9 +152,10 @@ class Builder:
         arena = sizes[Place.ARENA] + sizes[Place.KEPT]
         return Plan(encode(header, values, self.steps), self.blob.tensor(), shapes, self.notes, arena)
 
-    def _written_over(self, lives: dict[int, list[int]]) -> dict[int, int]:
+    def _written_over(self, lives: dict[int, list[int]], early: int) -> dict[int, int]:
         """Results of elementwise steps that take the place of an operand which nothing reads afterwards: the buffer of each.
 
+        Not a result of late steps that of early ones, which would then take memory for several images.
         ``lives``: the steps that use each buffer, in order; those of a result go over to the operand.
         """
         shared: dict[int, int] = {}
@@ -167,7 +168,8 @@ class Builder:
                 memory = shared.get(x.buffer, x.buffer)
                 fits = x.whole and y.whole and (x.C, x.H, x.W) == (y.C, y.H, y.W)
                 free = all(self.buffers[b].place is Place.ARENA for b in (memory, y.buffer))
-                if fits and free and y.buffer in lives and lives[memory][-1] == lives[y.buffer][0] == i:
+                late = lives.get(y.buffer, [0])[-1] >= early > lives[memory][-1]
+                if fits and free and not late and y.buffer in lives and lives[memory][-1] == lives[y.buffer][0] == i:
                     lives[memory] += lives.pop(y.buffer)
                     shared[y.buffer] = memory
                     break
