@@ -175,7 +175,7 @@ def test_where_no_graph_can_be_the_program_runs(fast, made, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert fast(x).equal(y)
     monkeypatch.undo()
-    assert fast(x).equal(y)  # on the CPU, where a model may have been moved
+    torch.testing.assert_close(fast(x), y)  # on the CPU, where a model may have been moved: by a plan
     assert made == []
 
 

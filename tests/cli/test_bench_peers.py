@@ -60,7 +60,7 @@ def test_a_wrong_result_of_ours_is_a_failure(tiny, capsys, monkeypatch):
 @pytest.mark.parametrize("arguments, message", [
     (["--peers", "--dtype", "float16"], "--dtype must be float32 or bfloat16, got float16"),
     (["--peers", "--memory-format", "contiguous"], "leave --memory-format out"),
-    (["--plot", "x.png"], "--plot draws what --peers measures"),
+    (["--plot", "x.png"], "--plot draws what --layers or --peers measures"),
 ])  # fmt: skip
 def test_what_does_not_go_together(capsys, arguments, message):
     assert main(["bench", "mobilenet_v2", *arguments]) == 2
