@@ -62,8 +62,10 @@ Plan prepare(const std::vector<Tensor>& inputs, const Tensor& program, const Ten
   Plan found{Program::parse(data<int64_t>(program), program.numel(), plan::active_kernels().lanes, weights.numel()), {}, {}, {}, 0};
   const plan::Header& header = *found.program.header;
   for (const plan::Step& step : found.program.steps)
-    STD_TORCH_CHECK(plan::active_kernels().of[int(step.op)].run != nullptr, "fastcnn: run_plan: the program has bfloat16 steps, this processor has no AMX: plan it again");
-  STD_TORCH_CHECK(int64_t(inputs.size()) == header.inputs, "fastcnn: run_plan: the program takes ", header.inputs, " inputs, got ", inputs.size());
+    STD_TORCH_CHECK(plan::active_kernels().of[int(step.op)].run != nullptr,
+                    "fastcnn: run_plan: the program has bfloat16 steps, this processor has no AMX: plan it again");
+  STD_TORCH_CHECK(int64_t(inputs.size()) == header.inputs, "fastcnn: run_plan: the program takes ", header.inputs, " inputs, got ",
+                  inputs.size());
   found.picture.assign(inputs.size(), true);
   for (int64_t i = 0; i < header.values; ++i)
     if (found.program.values[i].place == Place::kInput) found.picture[size_t(found.program.values[i].index)] = false;
@@ -71,7 +73,8 @@ Plan prepare(const std::vector<Tensor>& inputs, const Tensor& program, const Ten
     const Tensor& x = inputs[i];
     STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_cpu() && (x.dim() == 4 || x.dim() == 2), "fastcnn: run_plan: input ", i,
                     " must be a float32 tensor [N, C, H, W] or [N, C] on the CPU");
-    STD_TORCH_CHECK(x.size(0) == inputs[0].size(0), "fastcnn: run_plan: inputs must have one batch, got ", inputs[0].size(0), " and ", x.size(0));
+    STD_TORCH_CHECK(x.size(0) == inputs[0].size(0), "fastcnn: run_plan: inputs must have one batch, got ", inputs[0].size(0), " and ",
+                    x.size(0));
     found.inputs.push_back(found.picture[i] && x.dim() == 4 ? x : x.dim() == 4 ? as_layout(x, Layout::kNHWC) : as_contiguous(x));
   }
   found.images = inputs[0].size(0);
@@ -106,8 +109,8 @@ std::vector<Tensor> run_plan_cpu(const std::vector<Tensor>& inputs, const Tensor
   return execute(prepare(inputs, program, weights, output_shapes), weights, nullptr);
 }
 
-std::tuple<std::vector<Tensor>, Tensor> run_plan_profile_cpu(const std::vector<Tensor>& inputs, const Tensor& program, const Tensor& weights,
-                                                             const std::vector<int64_t>& output_shapes) {
+std::tuple<std::vector<Tensor>, Tensor> run_plan_profile_cpu(const std::vector<Tensor>& inputs, const Tensor& program,
+                                                             const Tensor& weights, const std::vector<int64_t>& output_shapes) {
   const Plan plan = prepare(inputs, program, weights, output_shapes);
   Tensor seconds = empty_1d(weights, int64_t(plan.program.steps.size()), torch::headeronly::ScalarType::Double);
   double* sums = static_cast<double*>(mutable_data(seconds));

@@ -49,7 +49,8 @@ FASTCNN_INLINE void memory_barrier() { asm volatile("" : : : "memory"); }
 
 FASTCNN_AMX void round_row(const float* from, int64_t count, uint16_t* to) {
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), __m256i(_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i))));
+  for (; i + 16 <= count; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), __m256i(_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i))));
   if (i < count) {
     const __mmask16 mask = V::first(int(count - i));
     _mm256_mask_storeu_epi16(to + i, mask, __m256i(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from + i))));
@@ -142,7 +143,8 @@ Share share(const Map& y, int64_t depth, const Team& team) {
 }
 
 // The products of one block of pixels, which `a` holds.
-void block(const Target& to, const uint16_t* a, int64_t depth, const uint16_t* weights, Range pairs, int64_t first, int64_t count, float* sums) {
+void block(const Target& to, const uint16_t* a, int64_t depth, const uint16_t* weights, Range pairs, int64_t first, int64_t count,
+           float* sums) {
   const int64_t tiles = ceil_div(to.y.C, 16), column = depth / kDepth * kTile;  // of weights, from 16 channels to the next
   for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
     const uint16_t* b0 = weights + 2 * pair * column;
@@ -216,7 +218,8 @@ void conv(const Call& call) {
       for (int64_t ky = 0; ky < a.kernel_h; ++ky)
         for (int64_t kx = 0; kx < a.kernel_w; ++kx, out += each) {
           const int64_t iy = top + ky * a.dilation_h, ix = left + kx * a.dilation_w;
-          if (iy >= 0 && iy < x.H && ix >= 0 && ix < x.W) std::memcpy(out, rounded + ((image * x.H + iy) * x.W + ix) * each, size_t(each) * 2);
+          const bool inside_x = iy >= 0 && iy < x.H && ix >= 0 && ix < x.W;
+          if (inside_x) std::memcpy(out, rounded + ((image * x.H + iy) * x.W + ix) * each, size_t(each) * 2);
           else std::memset(out, 0, size_t(each) * 2);
         }
     }
@@ -238,8 +241,8 @@ int64_t conv_shared(const Call& call) {
 // The kernel of the operating system hands out the unit's registers on request only.
 bool granted() {
   constexpr int kRequest = 0x1023, kTileData = 18;
-  static const bool found = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512bf16") &&
-                            syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  static const bool found = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                            __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
   return found;
 }
 

@@ -70,7 +70,8 @@ template <typename F> void each_group(const Geometry& g, Range vectors, F&& body
 
 // Rows of windows against vectors of a group; `done`: the depth that y holds already, of `count` more. The rows are pixels of y
 // one behind another from `image`, `pixel` on.
-void product(const Operands& o, TileInput from, int64_t image, int64_t pixel, int64_t rows, int64_t group, Range vectors, int64_t done, int64_t count) {
+void product(const Operands& o, TileInput from, int64_t image, int64_t pixel, int64_t rows, int64_t group, Range vectors, int64_t done,
+             int64_t count) {
   const Geometry& g = o.g;
   const bool last = done + count == g.depth;
   const Map* residual = last ? o.residual : nullptr;
@@ -90,7 +91,8 @@ void product(const Operands& o, TileInput from, int64_t image, int64_t pixel, in
 }
 
 // Three planes of a picture: the compiler makes shuffles of it.
-void interleave(const float* __restrict red, const float* __restrict green, const float* __restrict blue, int64_t count, float* __restrict to) {
+void interleave(const float* __restrict red, const float* __restrict green, const float* __restrict blue, int64_t count,
+                float* __restrict to) {
   for (int64_t i = 0; i < count; ++i) to[3 * i] = red[i], to[3 * i + 1] = green[i], to[3 * i + 2] = blue[i];
 }
 
@@ -128,7 +130,8 @@ void rows(const Operands& o) {
   for (int64_t row = mine.rows.begin; row < mine.rows.end; ++row) {
     const int64_t oy = row % y.H, first = oy * a.stride_h - a.pad_top;
     if (row / y.H != image) image = row / y.H, next = first;
-    for (next = std::max(next, first); next < first + g.reach; ++next) copy_row(o, image, next, ring + (next + a.pad_top) % g.reach * g.line);
+    for (next = std::max(next, first); next < first + g.reach; ++next)
+      copy_row(o, image, next, ring + (next + a.pad_top) % g.reach * g.line);
     each_group(g, mine.vectors, [&](int64_t group, Range vectors) {
       for (int64_t s = 0; s < g.segments; ++s) {
         const int64_t tap = s * g.segment / g.group, ky = tap / a.kernel_w, kx = tap - ky * a.kernel_w;

@@ -29,7 +29,8 @@ FASTCNN_INLINE V window(const DepthwiseArgs& a, const Map& x, const float* const
 
 // The pixels whose windows lie within the row, with K x K taps held in registers.
 template <int K, typename Lanes, typename Store>
-FASTCNN_INLINE void inner(const float* const* in, const float* weight, V bias, int64_t begin, int64_t end, int64_t step, int64_t pixel, int64_t start,
+FASTCNN_INLINE void inner(const float* const* in, const float* weight, V bias, int64_t begin, int64_t end, int64_t step, int64_t pixel,
+                          int64_t start,
                           Lanes lanes, Store&& store) {
   decltype(V::v) taps[K * K];
 #pragma GCC unroll 49
@@ -106,7 +107,9 @@ void depthwise(const Call& call) {
   const Range rows = sums ? sums->rows() : call.team.share(y.H);
   for (int64_t image = 0; image < y.images; ++image)
     dispatch_activation(a.activation(), [&](auto act) {
-      over_lanes<V>(y.C, [&](int64_t channel, auto lanes) { strip(call, a, act, lanes, image, rows, channel, zeros, sums ? &*sums : nullptr); });
+      over_lanes<V>(y.C, [&](int64_t channel, auto lanes) {
+        strip(call, a, act, lanes, image, rows, channel, zeros, sums ? &*sums : nullptr);
+      });
     });
   if (sums) sums->finish();
 }

@@ -77,7 +77,8 @@ __attribute__((noinline)) void tile_of(const Strip& s, const Taps& taps, int64_t
     activate_rows(activation, y, s.y.pixel, P, std::min<int64_t>(kLanes, s.y.C - s.channel));
 }
 
-template <int G, int P, typename Lanes> void tiles(const Strip& s, Taps taps, int64_t image, int64_t oy, int64_t ox, int64_t end, Lanes lanes) {
+template <int G, int P, typename Lanes>
+void tiles(const Strip& s, Taps taps, int64_t image, int64_t oy, int64_t ox, int64_t end, Lanes lanes) {
   for (; ox + P <= end; ox += P, taps.in += P * s.a.stride_w * s.x.pixel) tile_of<G, P>(s, taps, image, oy, ox, lanes);
   if constexpr (P > 1) tiles<G, P / 2>(s, taps, image, oy, ox, end, lanes);
 }

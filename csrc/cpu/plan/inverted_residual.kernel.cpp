@@ -162,7 +162,8 @@ class Block {
 
   // The output rows of one vector of channels.
   template <int K, typename Act, typename Lanes>
-  void strip(Act act, Lanes lanes, const Panel& p, int v, int64_t n, Range out, float* to, int64_t row, int64_t pixel, const ChannelSums* sums) {
+  void strip(Act act, Lanes lanes, const Panel& p, int v, int64_t n, Range out, float* to, int64_t row, int64_t pixel,
+             const ChannelSums* sums) {
     const int64_t channel = (p.first + v) * kLanes;
     const float* weight = call_.weight(a_.weight) + channel * K * K;
     const V bias = a_.bias == kNone ? V(0) : V::load(call_.weight(a_.bias) + channel);
@@ -210,8 +211,8 @@ class Block {
       const TileInput input{waiting_, shape_.depth, call_.weight(a_.project) + channel * a_.channels, a_.channels * kLanes, a_.channels};
       const float* bias = call_.weight(a_.project_bias);
       const TileOutput output{y_.at(n, out.begin) + channel, y_.pixel, bias == nullptr ? nullptr : bias + channel,
-                              residual == nullptr ? nullptr : residual->at(n, out.begin) + channel, residual == nullptr ? 0 : residual->pixel,
-                              int(columns - (width - 1) * kLanes), a_.activation(), false};
+                              residual == nullptr ? nullptr : residual->at(n, out.begin) + channel,
+                              residual == nullptr ? 0 : residual->pixel, int(columns - (width - 1) * kLanes), a_.activation(), false};
       plan::panel(input, output, (out.end - out.begin) * y_.W, width);
       vector += width;
     }

@@ -6,6 +6,7 @@
 // while every panel of weights passes over them; weights beyond kResident pass over all rows at once instead, for they
 // come from far. A prologue (gate, batch norm of a pre-activation net) writes a block of rows into scratch first.
 #include "kernels.h"
+#include "share.h"
 #include "tile.h"
 
 namespace fastcnn {
@@ -16,27 +17,15 @@ namespace {
 constexpr int64_t kBlock = 24 * 1024 / int64_t(sizeof(float));      // of rows: half of L1
 constexpr int64_t kResident = 384 * 1024 / int64_t(sizeof(float));  // of weights: stays in L2 beside the map
 constexpr int64_t kNear = 64 * 1024 / int64_t(sizeof(float));       // of weights: no need to ask for them early
-constexpr int64_t kFar = 10;  // bytes a cycle that a thread gets from the L3 cache
 
-bool has_prologue(const PointwiseArgs& a) { return a.gate != kNone || a.scale != kNone || a.shift != kNone || a.prologue() != Activation::kIdentity; }
+bool has_prologue(const PointwiseArgs& a) {
+  return a.gate != kNone || a.scale != kNone || a.shift != kNone || a.prologue() != Activation::kIdentity;
+}
 
-struct Part {
-  Range rows, vectors;
-};
+// Whether the images of a map lie one behind another, as its pixels do.
+bool gapless(const Map& m) { return m.image == m.H * m.W * m.pixel; }
 
 int64_t vectors_of(const Map& y) { return ceil_div(y.C, kLanes); }
-
-// Cycles of the busiest thread: the tiles' FMAs, two a cycle, or its weights from far.
-int64_t cycles(int64_t rows, int64_t vectors, int64_t depth) {
-  return std::max(rows * vectors * depth / 2, vectors * depth * kLanes * int64_t(sizeof(float)) / kFar);
-}
-
-Part part(const Map& y, int64_t depth, const Team& team) {
-  const int64_t rows = y.pixels(), vectors = vectors_of(y);
-  const int64_t by_rows = cycles(ceil_div(rows, team.size), vectors, depth), by_vectors = cycles(rows, ceil_div(vectors, team.size), depth);
-  if (by_vectors < by_rows) return {{0, rows}, team.share(vectors)};
-  return {team.share(rows), {0, vectors}};
-}
 
 int64_t block_rows(const Map& x, int64_t rows, int64_t vectors, bool prologue) {
   const int64_t in_l1 = std::max<int64_t>(1, kBlock / x.C / kMostRows) * kMostRows;
@@ -69,7 +58,7 @@ void pointwise(const Call& call) {
   const auto& a = call.args<PointwiseArgs>();
   const Map &x = call.map(a.x), &y = call.map(a.y);
   const Map* residual = call.optional_map(a.residual);
-  const Part mine = part(y, x.C, call.team);
+  const Part mine = part(y.pixels(), vectors_of(y), x.C, kLanes, call.team);
   const bool prologue = has_prologue(a);
   const int64_t block = block_rows(x, mine.rows.end - mine.rows.begin, mine.vectors.end - mine.vectors.begin, prologue);
   const Cut cut{mine.vectors.end - mine.vectors.begin};
@@ -78,7 +67,7 @@ void pointwise(const Call& call) {
   for (int64_t row = mine.rows.begin; row < mine.rows.end;) {
     // a block lies within one image: gates differ between images, and so may the distance of their pixels
     const int64_t image = row / pixels, inside = row - image * pixels;
-    const bool dense = x.image == pixels * x.pixel && y.image == pixels * y.pixel && a.gate == kNone && (residual == nullptr || residual->image == pixels * residual->pixel);
+    const bool dense = a.gate == kNone && gapless(x) && gapless(y) && (residual == nullptr || gapless(*residual));
     const int64_t count = std::min({block, mine.rows.end - row, dense ? block : pixels - inside});
     TileInput from{x.data + image * x.image + inside * x.pixel, x.pixel, nullptr, x.C * kLanes, x.C};
     if (prologue) {
@@ -94,8 +83,8 @@ void pointwise(const Call& call) {
       const int width = cut.width(i);
       const int64_t channel = vector * kLanes, columns = std::min<int64_t>(y.C - channel, width * kLanes);
       from.b = call.weight(a.weight) + channel * x.C;
-      const TileOutput to{y.data + image * y.image + inside * y.pixel + channel, y.pixel, a.bias == kNone ? nullptr : call.weight(a.bias) + channel,
-                          residual == nullptr ? nullptr : residual->data + image * residual->image + inside * residual->pixel + channel,
+      const TileOutput to{y.at(image, 0, inside) + channel, y.pixel, a.bias == kNone ? nullptr : call.weight(a.bias) + channel,
+                          residual == nullptr ? nullptr : residual->at(image, 0, inside) + channel,
                           residual == nullptr ? 0 : residual->pixel, int(columns - (width - 1) * kLanes), a.activation(), false};
       panel(from, to, count, width, far && i + 1 < cut.panels() ? cut.width(i + 1) : 0);
       vector += width;

@@ -242,7 +242,8 @@ class Checker {
     const Value &x = read(a.x), &y = written(a.y);
     need(a.channels > 0 && a.channels <= kMostExtent, "the channels of an inverted residual");
     need(a.expand != kNone || (a.expand_bias == kNone && x.C == a.channels), "an inverted residual without expansion");
-    need(a.project != kNone || (a.project_bias == kNone && a.residual == kNone && y.C == a.channels), "an inverted residual without projection");
+    need(a.project != kNone || (a.project_bias == kNone && a.residual == kNone && y.C == a.channels),
+         "an inverted residual without projection");
     need(a.kernel == 3 || a.kernel == 5 || a.kernel == 7, "a window's extents");
     need(a.stride > 0 && a.stride <= a.kernel, "a window's stride");
     need(a.pad_top >= 0 && a.pad_top < a.kernel && a.pad_left >= 0 && a.pad_left < a.kernel, "a window's padding");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Two ways to share the work. Where the batch has an image for every thread, each thread takes whole images through the
-// network on its own, a group at a time as it gets to them: no barrier, and maps that stay in its cache whatever the batch. What is left of
-// the batch (all of it when there are fewer images than threads) goes through the network step by step, every step shared by
-// all threads, with a barrier behind it.
+// network on its own, a group at a time as it gets to them: no barrier, and maps that stay in its cache whatever the batch.
+// What the threads cannot share out so (all of it when there are fewer images than threads) goes before, step by step: every
+// step is shared by all threads, with a barrier behind it.
 #include "run.h"
 
 #include <algorithm>
@@ -122,7 +122,8 @@ class Run {
  public:
   Run(const Program& program, const std::vector<External>& inputs, const std::vector<External>& outputs, const float* weights,
       int64_t images, double* seconds)
-      : program_(program), inputs_(inputs), outputs_(outputs), weights_(weights), images_(images), seconds_(seconds), kernels_(active_kernels()) {}
+      : program_(program), inputs_(inputs), outputs_(outputs), weights_(weights), images_(images), seconds_(seconds),
+        kernels_(active_kernels()) {}
 
   void operator()() {
     const Header& header = *program_.header;
@@ -146,21 +147,34 @@ class Run {
         float* kept = at + scratch + (each > 0 ? header.arena : 0);
         return Memory{at + scratch, kept, at, kept + group * header.kept};
       };
-      double* seconds = begin == 0 ? seconds_ : nullptr;
-      if (each > 0)
+      if (left > 0) {  // first: all threads are there now, and not when each ends its own images
+        std::vector<double> took(seconds_ == nullptr || begin != 0 ? 0 : program_.steps.size());
+        double* seconds = took.empty() ? nullptr : took.data();
+        float* shared = held.memory() + threads * own;
+        const Memory memory{shared, shared + left * header.arena, cut(begin).scratch, shared + left * (header.arena + header.kept)};
+        const Images rest{threads * each, left, 0, left};
+        const bool whole = end - begin == threads;  // this thread has to do all ranks' work
+        if (whole || (begin == 0 && !muster.lead())) steps(0, header.steps, rest, memory, Team{}, seconds);
+        else if (begin == 0 || muster.join()) steps(0, header.steps, rest, memory, Team{int(begin), threads, &barrier}, seconds);
+        add_seconds(took, 1);
+      }
+      if (each > 0) {
+        std::vector<double> took(seconds_ == nullptr ? 0 : program_.steps.size());
+        double* seconds = took.empty() ? nullptr : took.data();
         for (int64_t first; (first = next.fetch_add(group, std::memory_order_relaxed)) < threads * each;)
           alone_through(first, std::min(group, threads * each - first), cut(begin), seconds);
-      if (left == 0) return;
-      float* shared = held.memory() + threads * own;
-      const Memory memory{shared, shared + left * header.arena, cut(begin).scratch, shared + left * (header.arena + header.kept)};
-      const Images rest{threads * each, left, 0, left};
-      const bool whole = end - begin == threads;  // this thread has to do all ranks' work
-      if (whole || (begin == 0 && !muster.lead())) steps(0, header.steps, rest, memory, Team{}, seconds);
-      else if (begin == 0 || muster.join()) steps(0, header.steps, rest, memory, Team{int(begin), threads, &barrier}, seconds);
+        add_seconds(took, threads);
+      }
     });
   }
 
  private:
+  void add_seconds(const std::vector<double>& took, int shares) {
+    if (took.empty()) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = 0; i < took.size(); ++i) seconds_[i] += took[i] / shares;
+  }
+
   std::vector<Map> maps(const Images& of, const Memory& memory) const {
     std::vector<Map> found(size_t(program_.header->values));
     for (size_t i = 0; i < found.size(); ++i) found[i] = resolve(program_.values[i], inputs_, outputs_, memory, of);
@@ -206,6 +220,7 @@ class Run {
   const float* weights_;
   const int64_t images_;
   double* seconds_;
+  std::mutex mutex_;  // of the seconds
   const Kernels& kernels_;
 };
 

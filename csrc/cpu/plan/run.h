@@ -24,7 +24,7 @@ struct External {
 };
 
 // inputs and outputs fit the program's values (run_plan.cpp checks). seconds: nullptr, or one sum per step, of the time
-// between barriers (or of the first thread, where every thread has images of its own).
+// between barriers, or where every thread has images of its own, of all threads' times over their number.
 void run(const Program& program, const std::vector<External>& inputs, const std::vector<External>& outputs,
          const float* weights, int64_t images, double* seconds);
 
